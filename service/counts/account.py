@@ -104,9 +104,10 @@ class Account:
         """The account whose :meth:`state` this is."""
         account = cls(max_epochs, stale_after)
         account._lives.restore(state.epochs, state.latest.epoch, state.conflicts)
-        # Of the other lives nothing but their totals is kept. What else they say comes with their next frame.
+        # Of other lives stores keep nothing but the totals. What else they say comes with their next frame.
+        told = {item.epoch: item for item in (*state.others, state.latest)}
         account._latest = {
-            item.epoch: latest_of_kept(item, state.latest)
+            item.epoch: latest_of_kept(item, told.get(item.epoch, state.latest))
             for item in state.epochs
             if item.epoch == state.latest.epoch or item.producer is not None
         }
@@ -127,6 +128,11 @@ class Account:
             latest=self.latest,
             conflicts=self.conflicts,
             base=self.base,
+            others=tuple(
+                item
+                for item in self._latest.values()
+                if item.epoch != self.latest.epoch and not item.is_guessed
+            ),
         )
 
     def seq_of(self, epoch: int) -> int | None:

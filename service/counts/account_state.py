@@ -34,6 +34,8 @@ class Latest:
     absent_unnamed: str = ""
     ended: bool = False
     decoder_layers: int = 0
+    is_guessed: bool = field(default=False, compare=False)
+    """Nothing but its totals is known: the rest is what another frame said."""
 
     @property
     def not_counted(self) -> tuple[UncoveredLayer, ...]:
@@ -72,6 +74,8 @@ class EpochState:
         overlaps: see :mod:`moescope.service.counts.lives`.
         spoken_at: when newer lives had been heard last, as it overlapped them last; 0: it never did.
         ended: its newest frame says that the worker shuts down.
+        going_at: it was going on then, at least: when the totals were true of its newest frame that was no
+            ending; see also :meth:`moescope.service.counts.lives.Lives.settle`.
         added: what it has in the account's totals; None: what its newest frame tells is all that is known.
             See :mod:`moescope.service.counts.parts`.
         stragglers: what joined steps cost in this life, in arrays of the layout of ``counted``; None: no step
@@ -94,6 +98,7 @@ class EpochState:
     ended: bool = False
     added: Totals | None = None
     stragglers: Stragglers | None = None
+    going_at: float = 0.0
 
     @property
     def order(self) -> tuple[float, int]:
@@ -115,6 +120,7 @@ class EpochState:
             heard_at=min(self.heard_at, now),
             made_at=min(self.made_at, now),
             spoken_at=min(self.spoken_at, now),
+            going_at=min(self.going_at, now),
         )
 
     def shifted(self, seconds: float) -> EpochState:
@@ -128,6 +134,7 @@ class EpochState:
             made_at=self.made_at + seconds,
             lag=self.lag + seconds,
             spoken_at=self.spoken_at + seconds if self.spoken_at else 0.0,
+            going_at=self.going_at + seconds if self.going_at else 0.0,
         )
 
 
@@ -161,6 +168,7 @@ class AccountState:
         latest: the newest frame of the life that counts at present, one of ``epochs``.
         conflicts: when several lives counted at once: (since, until), oldest first.
         base: what counters leave out; None: nothing.
+        others: the newest frames of other lives, as far as they are known. No store keeps them.
     """
 
     totals: Totals
@@ -170,6 +178,7 @@ class AccountState:
     latest: Latest
     conflicts: tuple[tuple[float, float], ...] = ()
     base: Base | None = None
+    others: tuple[Latest, ...] = field(default=(), compare=False)
 
     @property
     def life(self) -> EpochState:
@@ -209,6 +218,7 @@ class AccountState:
                 came_at=began,
                 heard_at=at,
                 made_at=at,
+                going_at=at,
                 captured_at_ns=self.latest.captured_at_ns,
                 lag=at - self.latest.captured_at_ns / 1e9,
             )

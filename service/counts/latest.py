@@ -33,12 +33,12 @@ def latest_of(frame: Frame, counted: Totals) -> Latest:
 
 
 def latest_of_kept(life: EpochState, latest: Latest) -> Latest:
-    """What is known of the newest frame of a life that a store has kept beside the one that counted then.
+    """What is known of the newest frame of a life that was kept beside the one that counted then.
 
     Nothing but its totals and who it was is kept. What else it says comes with its next frame: until then it
     is taken to say what the other one said.
     """
-    if life.epoch == latest.epoch:
+    if life.epoch == latest.epoch and life.seq <= latest.seq:
         return latest
     return replace(
         latest,
@@ -47,6 +47,7 @@ def latest_of_kept(life: EpochState, latest: Latest) -> Latest:
         seq=life.seq,
         captured_at_ns=life.captured_at_ns,
         counted=life.counted,
-        traces={},
+        traces=latest.traces if life.epoch == latest.epoch else {},
         ended=life.ended,
+        is_guessed=True,
     )

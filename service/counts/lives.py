@@ -9,8 +9,10 @@ The rules, all by the service's clock, because the clocks of hosts differ:
 - Lives are ordered by when they began: when the first frame came, less the time that the worker had been up
   if it tells that. Epochs, which are of the workers' clocks, decide only between lives that began at once.
 - The newest life counts at present. Once it has been silent for ``stale_after`` seconds, an older one that
-  goes on takes its place: it was in conflict with it, or was heard after that. What a life says as it shuts
-  down is no going on.
+  goes on takes its place: it was in conflict with it and heard after it, or counted after these seconds. What
+  a life says as it shuts down is no going on.
+- Which one counts follows from what is known of all lives, whatever came first: see :func:`counting`. So all
+  services that know the same lives say the same.
 - A life overlaps a newer one each time that it sends newly counted totals which it captured after the newer
   one's first frame had come, if the newer one has spoken since the time before. What was captured earlier
   and comes late is no overlap, nor is a frame that repeats what is known.
@@ -140,14 +142,12 @@ class Lives:
         if known is not None and len(self._known) > 1 and _is_news(counted, known.counted):
             life = self._overlapping(life)
         self._known[frame.epoch] = life
-        if self._takes_place(life, at):
-            life = self._known[frame.epoch] = replace(life, overlaps=0) if life.overlaps else life
+        if len(self._known) == 1:
             self.current = life
-        elif self.current is not None and life.epoch == self.current.epoch:
-            self.current = life
-        if len(self._known) > 1:
-            self._note_conflict(at)
-        return self.current is life
+            return True
+        current = self._choose(at)
+        self._note_conflict(at)
+        return current.epoch == frame.epoch
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> None:
         """Add what joined steps cost to the present life, if it has all layers of ``layout``."""
@@ -160,15 +160,10 @@ class Lives:
 
     def settle(self, now: float) -> bool:
         """Let a life that is heard take the place of one that fell silent; whether one did."""
-        current = self.current
-        if len(self._known) < 2 or current is None or self.is_heard(current, now):
+        before = self.current
+        if len(self._known) < 2 or before is None:
             return False
-        going_on = [item for item in self if self.is_heard(item, now) and self._outlives(item, current)]
-        if not going_on:
-            return False
-        newest = replace(max(going_on, key=lambda item: item.order), overlaps=0)
-        self.current = self._known[newest.epoch] = newest
-        return True
+        return self._choose(now).epoch != before.epoch
 
     def conflict(self, now: float) -> Conflict | None:
         """The conflict of lives at present, or None."""
@@ -188,19 +183,37 @@ class Lives:
             del self._known[epoch]
         return gone
 
-    def _takes_place(self, life: EpochState, at: float) -> bool:
-        current = self.current
-        if current is None or life.order > current.order:
-            return True
-        return (
-            life.epoch != current.epoch and not self.is_heard(current, at) and self._outlives(life, current)
-        )
+    def _choose(self, now: float) -> EpochState:
+        """The life that counts at present, which is :attr:`current` from now on."""
+        found = counting(self, self._stale_after)
+        rival = self._rival(found, now)
+        if rival is not None:
+            silent_at = max(item.heard_at for item in self if item.order > rival.order)
+            since = math.nextafter(silent_at + self._stale_after, math.inf)
+            self._known[rival.epoch] = replace(rival, going_at=max(rival.going_at, since))
+            found = counting(self, self._stale_after)
+        if found.overlaps and (self.current is None or found.epoch != self.current.epoch):
+            found = self._known[found.epoch] = replace(found, overlaps=0)
+        self.current = found
+        return found
 
-    def _outlives(self, life: EpochState, current: EpochState) -> bool:
-        """Whether a life goes on though the one that counts at present fell silent."""
-        if life.producer is None or life.ended or life.made_at < current.came_at:
-            return False
-        return life.overlaps >= OVERLAPS or life.heard_at - current.heard_at > self._stale_after
+    def _rival(self, current: EpochState, now: float) -> EpochState | None:
+        """The newest life that was in conflict with newer ones, all of which fell silent before it did."""
+        if self.is_heard(current, now):
+            return None
+        rivals = [
+            life
+            for life in self
+            if life.order < current.order
+            and life.overlaps >= OVERLAPS
+            and not life.ended
+            and all(
+                life.made_at > item.heard_at and not self.is_heard(item, now)
+                for item in self
+                if item.order > life.order
+            )
+        ]
+        return max(rivals, key=lambda item: item.order, default=None)
 
     def _overlapping(self, life: EpochState) -> EpochState:
         """A life that has just told something new, with one more overlap of newer ones if that is one."""
@@ -225,6 +238,25 @@ class Lives:
         self.conflicts = tuple((since + by, until + by) for since, until in self.conflicts)
         if self.current is not None:
             self.current = self._known[self.current.epoch]
+
+
+def counting(lives: Iterable[EpochState], stale_after: float) -> EpochState:
+    """The life that counts at present: the newest one, or the older one that went on when it was silent.
+
+    It depends on nothing but what is known of the lives, of which there must be one.
+
+    Args:
+        lives: all that are known of one producer.
+        stale_after: seconds without a frame after which a life is silent.
+    """
+    newest_first = sorted(lives, key=lambda item: item.order, reverse=True)
+    found, heard_at = newest_first[0], newest_first[0].heard_at
+    for life in newest_first[1:]:
+        # Of a life without a producer an earlier moescope kept nothing but the counts.
+        if life.producer is not None and life.going_at - heard_at > stale_after:
+            found = life
+        heard_at = max(heard_at, life.heard_at)
+    return found
 
 
 def takes_place(life: EpochState, other: EpochState, stale_after: float) -> bool:
@@ -257,8 +289,9 @@ def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, m
     """A life once one more of its frames was accepted."""
     began, started = _began(frame, at), _started(frame, at)
     lag = at - frame.captured_at_ns / 1e9
-    came = at
+    came, going = at, 0.0 if frame.ended else made_at
     if known is not None:
+        going = max(going, known.going_at)
         came, started, lag = known.came_at, min(started, known.started_at), min(lag, known.lag)
         began = min(began, known.began_at)
     return EpochState(
@@ -277,6 +310,7 @@ def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, m
         spoken_at=0.0 if known is None else known.spoken_at,
         ended=frame.ended,
         stragglers=_carried(known, counted.layout),
+        going_at=going,
     )
 
 

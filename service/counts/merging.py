@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
+from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.conflict import joined
-from moescope.service.counts.lives import STALE_AFTER_S, surplus, takes_place
+from moescope.service.counts.latest import latest_of_kept
+from moescope.service.counts.lives import STALE_AFTER_S, counting, surplus, takes_place
 from moescope.service.counts.parts import part_of, unphased
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
 from moescope.service.counts.totals import Totals
@@ -41,7 +42,6 @@ def merge_accounts(
         found = one if takes_place(one.life, other.life, stale_after) else other
         seen = max(one.epochs_seen, other.epochs_seen)
         return found if seen == found.epochs_seen else replace(found, epochs_seen=seen)
-    newest = _newest(one, other, stale_after)
     # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(
         (one, other),
@@ -59,13 +59,19 @@ def merge_accounts(
         life = lives[item.epoch] = item if mine is None else _both(mine, item)
         seen += mine is None
         totals = _with_life(totals, life, mine)
-    if newest.latest.epoch not in lives:
-        newest = base  # of what the other tells of it, only the sum was kept
     conflicts = joined([*base.conflicts, *more.conflicts])
-    if lives == known and conflicts == base.conflicts and newest.latest.epoch == base.latest.epoch:
+    life = counting(lives.values(), stale_after)
+    newest = _telling(life, base, more)
+    latest = newest.latest
+    others = tuple(
+        item
+        for epoch, item in _frames(base, more).items()
+        if epoch in lives and epoch != life.epoch and not item.is_guessed
+    )
+    if lives == known and conflicts == base.conflicts and _like(base, latest, others):
         return base if left_out is base.base else replace(base, base=left_out)
     at = max(item.heard_at for item in lives.values())
-    gone = surplus(lives.values(), newest.latest.epoch, at, max_epochs, stale_after)
+    gone = surplus(lives.values(), life.epoch, at, max_epochs, stale_after)
     told = newest.totals
     # Each switch of capture is counted by the services that saw it: the sum must not sink below either.
     switches = max(base.totals.switches, more.totals.switches)
@@ -75,20 +81,21 @@ def merge_accounts(
         former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
     totals = replace(
         totals,
-        dp_size=told.dp_size,
-        ep_size=told.ep_size,
+        dp_size=latest.producer.dp_size,
+        ep_size=latest.producer.ep_size,
         switches=switches,
         former_tokens=former,
-        weights=_weights(newest, more if newest is base else base, totals, lives),
+        weights=_weights(newest, one if newest.totals is other.totals else other, totals, lives),
     )
     return AccountState(
         totals=totals,
         epochs=tuple(item for epoch, item in lives.items() if epoch not in gone),
         forgotten=forget(base.forgotten, *gone),
         epochs_seen=seen,
-        latest=newest.latest,
+        latest=latest,
         conflicts=conflicts,
         base=left_out,
+        others=tuple(item for item in others if item.epoch not in gone),
     )
 
 
@@ -122,17 +129,40 @@ def _size_of(base: Base | None) -> int:
     return 0 if base is None else 1 + base.totals.tokens
 
 
-def _newest(one: AccountState, other: AccountState, stale_after: float) -> AccountState:
-    """The account whose latest frame is of the life that counts at present."""
-    first, last = sorted((one, other), key=lambda state: _version(state, one, other))
-    if first.latest.epoch == last.latest.epoch:
-        return last
-    heard = first.life.heard_at
-    return first if heard - _heard_at(last.latest.epoch, one, other) > stale_after else last
+def _telling(life: EpochState, *states: AccountState) -> AccountState:
+    """The account that tells most of the life that counts, with that life's newest frame as its latest.
+
+    Both may have let another one count, each for what it did not know.
+    """
+    tellers = [state for state in states if any(item.epoch == life.epoch for item in state.epochs)]
+    found = max(tellers, key=lambda state: (state.latest.epoch == life.epoch, *_told(life.epoch, state)))
+    latest = latest_of_kept(life, _frames(*states).get(life.epoch, found.latest))
+    return found if latest is found.latest else replace(found, latest=latest)
 
 
-def _heard_at(epoch: int, *states: AccountState) -> float:
-    return max(item.heard_at for state in states for item in state.epochs if item.epoch == epoch)
+def _told(epoch: int, state: AccountState) -> tuple[int, int]:
+    return next(item.seq for item in state.epochs if item.epoch == epoch), state.totals.tokens
+
+
+def _frames(*states: AccountState) -> dict[int, Latest]:
+    """By epoch the newest frames that accounts know."""
+    found: dict[int, Latest] = {}
+    for item in (item for state in states for item in (state.latest, *state.others)):
+        known = found.get(item.epoch)
+        if known is None or _worth(item) > _worth(known):
+            found[item.epoch] = item
+    return found
+
+
+def _worth(latest: Latest) -> tuple[int, int, bool]:
+    return latest.epoch, latest.seq, not latest.is_guessed
+
+
+def _like(one: AccountState, latest: Latest, others: tuple[Latest, ...]) -> bool:
+    """Whether an account has these frames."""
+    if _worth(one.latest) != _worth(latest):
+        return False
+    return {_worth(item) for item in one.others} == {_worth(item) for item in others}
 
 
 def _version(state: AccountState, *others: AccountState) -> tuple[tuple[float, int], int, int]:
@@ -160,6 +190,7 @@ def _both(mine: EpochState, its: EpochState) -> EpochState:
         lag=min(mine.lag, its.lag),
         overlaps=max(mine.overlaps, its.overlaps),
         spoken_at=max(mine.spoken_at, its.spoken_at),
+        going_at=max(mine.going_at, its.going_at),
     )
 
 

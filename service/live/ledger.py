@@ -223,8 +223,10 @@ class Ledger:
             self.placement_news.note(frame, now, account.life.started_at)
         if is_newest or entry is None:
             self._enter(key, account, now)
-        else:
+        elif account.life.epoch == entry.told_epoch:
             self.roster.enter(key, account, entry.received_at)
+        else:  # the frame told that another start is newer than the one that counted
+            self._enter(key, account, account.life.heard_at)
         self.history.set_back(key, now)
         self.history.record(key, account.started_at(frame.epoch), Snapshot(now, account.totals))
         if self._conflicts.note(key, account, now):

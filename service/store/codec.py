@@ -47,6 +47,8 @@ class _PackedEpoch(Message, frozen=True):
     # Before parts of lives were kept blobs ended here.
     added: PackedTotals | None = None
     stragglers: PackedTotals | None = None
+    # Before it was kept how long lives went on blobs ended here.
+    going_at: float | None = None
 
 
 class _PackedBase(Message, frozen=True):
@@ -206,6 +208,7 @@ def _pack_epoch(item: EpochState, once: Once) -> _PackedEpoch:
         ended=item.ended,
         added=None if item.added is None else pack(item.added, once),
         stragglers=None if item.stragglers is None else pack(_only_stragglers(item)),
+        going_at=item.going_at,
     )
 
 
@@ -232,6 +235,7 @@ def _unpack_epoch(item: _PackedEpoch, once: OnceBack) -> EpochState:
         ended=item.ended,
         added=None if item.added is None else unpack(item.added, once),
         stragglers=None if item.stragglers is None else unpack(item.stragglers, once).stragglers,
+        going_at=item.going_at if item.going_at is not None else 0.0 if item.ended else item.made_at,
     )
 
 

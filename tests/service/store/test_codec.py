@@ -297,6 +297,17 @@ def test_lives_and_conflicts_survive_and_so_does_which_one_counts() -> None:
     assert Account.restored(again, 4).conflict(105.0) is not None
 
 
+def test_lives_that_were_kept_before_it_was_told_how_long_they_went_on_did_so_unless_they_ended() -> None:
+    made = Account(max_epochs=4)
+    made.post(frame({0: [2, 0]}), at=100.0)
+    made.post(frame({0: [4, 0]}, seq=2, after_s=2, ended=True), at=101.0)
+    made.post(frame({0: [2, 0]}, epoch=EPOCH + 10**12), at=102.0)
+    packed = msgspec.msgpack.decode(decompress(encode_account(made.state())))
+    assert [epoch.pop() for epoch in packed[1]] == [100.0, 102.0]
+    again = decode_account(compress(msgspec.msgpack.encode(packed)))
+    assert [life.going_at for life in again.epochs] == [0.0, 102.0]
+
+
 def test_an_account_that_was_kept_before_lives_were_dated_goes_on() -> None:
     """The blob is of an account row that the code of commit 6ef10e3 wrote."""
     with closing(sqlite3.connect(f"file:{OLD}?mode=ro", uri=True)) as kept:

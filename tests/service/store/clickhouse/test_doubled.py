@@ -79,6 +79,49 @@ def test_services_agree_on_which_start_counts(start: Start, clock: Clock) -> Non
         assert (found.latest.epoch, peer.slots()) == (LATER, [20, 0])
 
 
+def test_services_of_which_each_heard_another_start_last_let_the_newest_one_count(
+    start: Start, clock: Clock
+) -> None:
+    """Both let the first one count when they hear of each other: one knew no other, one heard it late."""
+    a, b = start(), start()
+    assert a.take(said(1)) == [KEPT]
+    clock.now += 3
+    assert b.take(said(1, epoch=LATER, state="disabled")) == [KEPT]
+    clock.now += 3
+    assert b.take(said(1)) == [KEPT]
+    assert [peer.state.producers()[0].latest.epoch for peer in (a, b)] == [EPOCH, EPOCH]
+    rounds(clock, a, b)
+    peers = [a, b, start()]
+    a.kill()
+    peers.append(start())
+    for peer in peers:
+        [found] = peer.state.producers()
+        said_last = found.latest.epoch, found.latest.seq, found.latest.state
+        assert (said_last, found.restarts, peer.slots()) == ((LATER, 1, "disabled"), 1, [20, 0])
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_services_agree_that_an_older_start_went_on_when_the_newer_one_was_silent(
+    start: Start, clock: Clock, ended: bool
+) -> None:
+    """The one that goes on is heard by one service, which does not know the other one until both are over."""
+    a, b = start(), start()
+    assert a.take(said(1)) == [KEPT]
+    clock.now += 3
+    assert b.take(said(1, epoch=LATER)) == [KEPT]
+    clock.now += 40
+    assert a.take(said(44, seq=2)) == [KEPT]
+    assert a.take(said(45, seq=3, ended=ended)) == [KEPT]
+    rounds(clock, b, a)
+    for peer in (a, b, start()):
+        [found] = peer.state.producers()
+        assert (found.latest.epoch, found.latest.seq, found.latest.ended) == (EPOCH, 3, ended)
+    assert b.take(said(44, epoch=LATER, seq=2)) == [KEPT]
+    rounds(clock, a, b)
+    for peer in (a, b, start()):
+        assert peer.state.producers()[0].latest.epoch == LATER
+
+
 def test_what_is_known_alike_is_not_written_again(
     start: Start, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
