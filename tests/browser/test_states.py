@@ -291,7 +291,7 @@ def test_a_window_of_which_the_begin_is_forgotten_says_since_when_it_is(
         epoch = int(clock.now * 1e9)
         for seq in range(1, 10):
             clock.now += 10
-            counts = {layer: [10 * seq] * 1024 for layer in range(64)}
+            counts = {layer: [100_000 * seq] * 1024 for layer in range(64)}  # too much for a MiB
             serving.push(frame(counts, top_k=2, epoch=epoch, seq=seq, after_s=10.0 * seq))
         assert serving.get("/v1/view", start="-60s")["window"]["truncated"] is True
         page = watched.open(serving.url, "#/overview?window=1m")

@@ -148,6 +148,9 @@ def test_ctrl_z_gives_the_terminal_back_to_the_shell(service: Service) -> None:
         terminal.wait_for(lambda: not terminal.usual_screen(), "back")
         terminal.type("q")
         terminal.wait_for(terminal.usual_screen, "ended")
+        # What is typed before the shell has the terminal again is thrown away.
+        usual = b"\x1b[?1049l"
+        terminal.wait_for(lambda: terminal.sent.rpartition(usual)[2].endswith((b"$ ", b"# ")), "prompted")
         terminal.type("exit\r")
         assert terminal.code() == 0
 
