@@ -44,6 +44,9 @@ class Track:
         """Before this instant the store may know better: some of it was heard late."""
         self._is_cut = False
         self.nbytes = first.totals.nbytes
+        self.enough_bytes = 0
+        """Bytes of ``ENOUGH`` snapshots, as large as the newest and those before it."""
+        self._measure()
 
     def __len__(self) -> int:
         return len(self._snapshots)
@@ -52,13 +55,6 @@ class Track:
     def newest_at(self) -> float:
         """When the newest snapshot was true."""
         return self._snapshots[-1].at
-
-    @property
-    def enough_bytes(self) -> int:
-        """Bytes of ``ENOUGH`` snapshots."""
-        newest = self._snapshots[-1].totals.nbytes
-        older = newest if len(self._snapshots) == 1 else self._snapshots[-2].totals.nbytes
-        return newest + (ENOUGH - 1) * older
 
     @property
     def reaches(self) -> float | None:
@@ -78,6 +74,13 @@ class Track:
         self._snapshots[-1] = Snapshot(before.at, self._narrow(before.totals))
         self._snapshots.append(snapshot)
         self.nbytes += self._snapshots[-2].totals.nbytes - before.totals.nbytes + snapshot.totals.nbytes
+        self._measure()
+
+    def _measure(self) -> None:
+        """Tell :attr:`enough_bytes`. It is kept, because all tracks are asked whenever memory is full."""
+        newest = self._snapshots[-1].totals.nbytes
+        older = newest if len(self._snapshots) == 1 else self._snapshots[-2].totals.nbytes
+        self.enough_bytes = newest + (ENOUGH - 1) * older
 
     def _narrow(self, totals: Totals) -> Totals:
         """What is kept of totals once there are newer ones; those of an idle producer share their arrays."""
@@ -106,6 +109,7 @@ class Track:
         newest = self._snapshots[-1]
         self._snapshots[-1] = Snapshot(newest.at, totals)
         self.nbytes += totals.nbytes - newest.totals.nbytes
+        self._measure()
 
     def span(self, start: float | None, end: float | None) -> Span:
         """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
@@ -154,6 +158,7 @@ class Track:
     def _replace(self, snapshots: list[Snapshot]) -> None:
         self._snapshots = snapshots
         self.nbytes = sum(snapshot.totals.nbytes for snapshot in snapshots)
+        self._measure()
 
 
 class History:
