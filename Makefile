@@ -50,7 +50,7 @@ demo:  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
 # Five at a time on two cores, as each waits for something half of its time, and the one of alerts nearly all of it.
-test: env packages  ## everything that must pass before a commit; about 15 minutes on two cores
+test: env packages  ## everything that must pass before a commit; about 20 minutes on two cores
 	+@$(MAKE) --no-print-directory -j5 --output-sync=target lint $(PARTS) kernels types
 
 packages: env  ## Debian packages that the tests drive or need
