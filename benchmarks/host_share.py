@@ -44,6 +44,8 @@ from moescope.capture.settings.environment import CaptureSettings
 from tests.capture.scheduler import Scheduling, full_attention, model_config
 from tests.capture.seam.runners import in_layers, runner
 
+UNSENT: Final = {"MOESCOPE_ENDPOINT": "http://127.0.0.1:9", "MOESCOPE_INTERVAL": "60"}
+"""Frames reach nobody, and so seldom that at the end of a step none is due, however slow the machine is."""
 BATCHES: Final = (1, 8, 64, 256, 1024)
 LAYERS: Final = 48
 BLOCK: Final = 16
@@ -152,7 +154,7 @@ def played_writer(word: torch.Tensor) -> StreamWriter:
 
 def session_of(config: Any, variables: dict[str, str]) -> CaptureSession:
     """A session that has begun to serve, whose frames reach nobody."""
-    settings = CaptureSettings.read({"MOESCOPE_ENDPOINT": "http://127.0.0.1:9", **variables})[0]
+    settings = CaptureSettings.read({**UNSENT, **variables})[0]
     model = in_layers(*(runner(layer) for layer in range(LAYERS)))
     with mock.patch.dict(os.environ, {"VLLM_USE_V2_MODEL_RUNNER": "1"}):
         session = CaptureSession(model, config, torch.device("cpu"), settings)
