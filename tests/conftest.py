@@ -27,3 +27,4 @@ os.environ["SSL_CERT_FILE"] = str(_AUTHORITY)
 # Machines with GPUs have cores enough.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
