@@ -104,6 +104,35 @@ def among(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | N
     return Chosen(*named(newest), newest)
 
 
+def newest_among(
+    connection: Connection, query: TraceQuery, high: int, size: int
+) -> tuple[int, Chosen | None]:
+    """The requests of the newest ``size`` parts below a number that may match; None: there are none.
+
+    Returns:
+        The number of the oldest of these parts, 0 if there are no more before them; and the requests.
+    """
+    clauses, asked = simple_conditions(query)
+    source = f"FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}}"
+    asked["high"] = high
+    if size > _MOST_NAMED:
+        oldest = connection.rows(
+            f"SELECT come {source} ORDER BY come DESC LIMIT 1 OFFSET {{size:Int64}}",
+            "i",
+            {**asked, "size": size - 1},
+        )
+        low = oldest[0][0] if oldest else 0
+        return low, among(connection, query, (low, high))
+    rows = connection.rows(
+        f"SELECT {_REQUEST}, come {source} ORDER BY come DESC LIMIT {{size:Int64}}",
+        "ttiti",
+        {**asked, "size": size},
+    )
+    newest = {tuple(request): number for *request, number in reversed(rows)}
+    low = rows[-1][-1] if len(rows) == size else 0
+    return low, Chosen(*named(newest), newest) if newest else None
+
+
 def named(requests: Iterable[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
     """A condition for all rows of requests, in any table, and maybe of some more; and its parameters."""
     columns = zip(("servers", "models", "ranks", "ids"), zip(*requests, strict=True), strict=True)

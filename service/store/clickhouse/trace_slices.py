@@ -9,14 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from moescope.service.store.clickhouse.connection import Connection
-from moescope.service.store.clickhouse.trace_choosing import (
-    Chosen,
-    Took,
-    among,
-    simple_conditions,
-    that_took,
-    these,
-)
+from moescope.service.store.clickhouse.trace_choosing import Chosen, Took, newest_among, that_took, these
 from moescope.service.store.records import TraceQuery
 
 _LEAST: Final = 256
@@ -56,8 +49,8 @@ def requests_in(
 ) -> tuple[Slice, Chosen | Took | None]:
     """The requests of a slice that may match, and how far back was looked; None: there are none."""
     if query.layer is None or query.expert is None:
-        slice_ = _begun(connection, query, slice_)
-        return slice_, among(connection, query, slice_[:2])
+        low, chosen = newest_among(connection, query, slice_.high, slice_.size)
+        return slice_._replace(low=low), chosen
     return _that_took(connection, query, slice_)
 
 
@@ -66,8 +59,8 @@ def _that_took(connection: Connection, query: TraceQuery, slice_: Slice) -> tupl
     joined: Took | None = None
     last, looked, parts = slice_, slice_, 0
     while True:
-        looked = _begun(connection, query, looked)
-        chosen = among(connection, query, looked[:2])
+        low, chosen = newest_among(connection, query, looked.high, looked.size)
+        looked = looked._replace(low=low)
         found = None if chosen is None else that_took(connection, query, chosen)
         if found is not None and not found.traces:  # too many to be named: for themselves
             return (looked, found) if joined is None else (last, joined)
@@ -100,15 +93,3 @@ def _narrowed(took: Took | None, slice_: Slice) -> tuple[Slice, Took | None]:
     low = sorted(took.chosen.newest.values(), reverse=True)[slice_.most - 1]
     enough = {request: number for request, number in took.chosen.newest.items() if number >= low}
     return slice_._replace(low=low), these(took.traces, enough)
-
-
-def _begun(connection: Connection, query: TraceQuery, slice_: Slice) -> Slice:
-    """The slice with where it begins: its size is what came below its end, or less if there is no more."""
-    clauses, parameters = simple_conditions(query)
-    rows = connection.rows(
-        f"SELECT come FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}} "
-        "ORDER BY come DESC LIMIT 1 OFFSET {size:Int64}",
-        "i",
-        {**parameters, "high": slice_.high, "size": slice_.size - 1},
-    )
-    return slice_._replace(low=rows[0][0] if rows else 0)
