@@ -14,7 +14,7 @@ ROLLED_UP: Final = "rolled_up"
 """Kind of the documents that say, by a bucket's length, up to which instant history is rolled up."""
 _DAY_MS: Final = 86_400_000
 _LEAST_MS: Final = 300_000
-_MOST_ROWS: Final = 100_000
+_MOST_ROWS: Final = 50_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
@@ -152,18 +152,36 @@ class Rolling:
         """
         if not self._has_before(old_ms):  # epochs are no order: they are of the clocks of hosts
             return
-        key, asked = ", ".join(_one_of("life")), {"before": before_ms, "old": old_ms}
+        key = ", ".join(_one_of("life"))
         # By seconds the server skips what is of other times.
         span = "second <= intDiv({before:Int64}, 1000) AND at_ms < {before:Int64}"
-        doomed = (
-            f"{span} AND ({key}, at_ms) NOT IN "
-            f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})"
-        )
-        [(old,)] = self._connection.rows(
-            f"SELECT toInt64(count()) FROM life WHERE at_ms < {{old:Int64}} AND {doomed}", "i", asked
-        )
-        if old:
-            self._connection.maintain(f"DELETE FROM life WHERE {doomed}", asked)
+        if self._has_more_than_the_newest(before_ms, old_ms):
+            self._connection.delete(
+                "life",
+                f"{span} AND ({key}, at_ms) NOT IN "
+                f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})",
+                {"before": before_ms},
+            )
+
+    def _has_more_than_the_newest(self, before_ms: int, old_ms: int) -> bool:
+        """Whether a start that has totals from before ``old_ms`` has several from before ``before_ms``.
+
+        The first piece of time is looked at first: where much is too old, it tells, and takes little time.
+        """
+        first_ms = self._first()
+        pieces = [] if first_ms is None or first_ms >= before_ms else [self._piece(first_ms, before_ms)]
+        key = ", ".join(_one_of("life"))
+        for until_ms in dict.fromkeys([*pieces, before_ms]):
+            several = self._connection.rows(
+                f"SELECT min(at_ms) FROM life WHERE second <= intDiv({{until:Int64}}, 1000) "
+                f"AND at_ms < {{until:Int64}} GROUP BY {key} "
+                "HAVING min(at_ms) < {old:Int64} AND uniqExact(at_ms) > 1 LIMIT 1",
+                "i",
+                {"until": until_ms, "old": old_ms},
+            )
+            if several:
+                return True
+        return False
 
     def _has_before(self, before_ms: int) -> bool:
         """Whether there is history by start from before an instant; reads as little as can tell."""
