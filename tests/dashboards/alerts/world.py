@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from moescope.service.simulation.feed import Poster
 from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
-from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus, scale
+from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus
 from tests.dashboards.live import RULES, Prometheus
 
 ROUND_S = 60.0
@@ -25,13 +24,14 @@ ROUND_S = 60.0
 class Deployments:
     """All fleets that report to one service; a thread lets them compute and send."""
 
-    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+    def __init__(self, url: str, clock: FastClock) -> None:
         self._url, self._clock = url, clock
         self._lock = threading.Lock()
         self._fleets: dict[str, Fleet] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.longest_s = 0.0
+        self.longest_minutes = 0.0
+        """The most, there, from a round's begin to that of the next: as long a deployment said nothing."""
         self.failed: list[BaseException] = []
 
     def start(self, name: str, plan: Plan) -> None:
@@ -57,8 +57,8 @@ class Deployments:
     def _run(self) -> None:
         last = self._clock()
         with closing(Poster(self._url, ClientSettings())) as poster:
-            while not self._end.wait(max(0.0, (ROUND_S - (self._clock() - last)) / scale())):
-                began, now = time.monotonic(), self._clock()
+            while not self._end.wait(max(0.0, (ROUND_S - (self._clock() - last)) / self._clock.scale)):
+                now = self._clock()
                 with self._lock:
                     fleets = list(self._fleets.values())
                 try:
@@ -68,8 +68,8 @@ class Deployments:
                             fleet.delivered(frame)
                 except Exception as error:  # noqa: BLE001 the test shows it
                     self.failed.append(error)
+                self.longest_minutes = max(self.longest_minutes, (now - last) / 60)
                 last = now
-                self.longest_s = max(self.longest_s, time.monotonic() - began)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class World:
             f"{found.receiver} {found.status} {sorted(found.labels.values())} {found.names}"
             for found in self.receiver.notifications
         ]
-        return "\n".join([*lines, f"the longest round took {self.deployments.longest_s:.2f} s"])
+        return "\n".join([*lines, f"the longest round took {self.deployments.longest_minutes:.1f} minutes"])
 
     def told_of(self, name: str, status: str = "firing") -> list[Notification]:
         """The notifications about a deployment, a pool or an instance."""
@@ -116,7 +116,7 @@ def world(
     folder: Path,
     others: tuple[str, ...] = (),
     rules: Path = RULES,
-    configured: Callable[[str], str] = alertmanager_config,
+    configured: Callable[[str, float], str] = alertmanager_config,
 ) -> Iterator[World]:
     """Everything around a service with this clock.
 
@@ -126,12 +126,12 @@ def world(
         folder: for files of Prometheus and Alertmanager.
         others: addresses of further services that are scraped.
         rules: folder of the rules.
-        configured: the configuration of Alertmanager for a receiver.
+        configured: the configuration of Alertmanager for a receiver's address, at a clock's scale.
     """
     with ExitStack() as stack:
         receiver = stack.enter_context(closing(Receiver()))
-        address = stack.enter_context(running_alertmanager(configured(receiver.url), folder))
+        address = stack.enter_context(running_alertmanager(configured(receiver.url, clock.scale), folder))
         targets = [urlsplit(each).netloc for each in (url, *others)]
-        running = stack.enter_context(prometheus(targets, address, folder, rules))
+        running = stack.enter_context(prometheus(targets, address, folder, clock, rules))
         deployments = stack.enter_context(Deployments(url, clock))
         yield World(deployments, running, receiver, clock)
