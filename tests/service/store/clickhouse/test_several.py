@@ -115,6 +115,22 @@ def test_a_rank_was_heard_when_its_present_start_was_whoever_heard_the_late_fram
     assert a.state.producers(DEPLOYMENT)[0].age == 0.0
 
 
+def test_a_frame_that_came_twice_was_heard_when_it_came_last(start: Start, clock: Clock) -> None:
+    """Its worker was not told that it was kept, and sent it to a service that could not keep it either."""
+    a, b = start(), start()
+    first = frame({0: [10, 0]})
+    a.take(first)
+    b.line.cut()
+    clock.now += 6
+    assert b.take(first) == [UNKEPT]
+    b.line.mend()
+    for peer in (b, a):
+        peer.hear()
+    for peer in (a, b, start()):
+        [rank] = peer.state.producers(DEPLOYMENT)
+        assert (rank.received_at, peer.slots()) == (clock.now, [10, 0])
+
+
 def test_a_duplicate_after_the_store_was_away_is_kept(start: Start, clock: Clock) -> None:
     a, b = start(), start()
     a.line.cut()
