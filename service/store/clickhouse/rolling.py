@@ -16,6 +16,7 @@ _DAY_MS: Final = 86_400_000
 _LEAST_MS: Final = 300_000
 _MOST_ROWS: Final = 50_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
+_GROWTH: Final = 4
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
 _NOTED_MS: Final = 8 * _DAY_MS
@@ -87,7 +88,7 @@ class Rolling:
 
     def _piece(self, at_ms: int, until_ms: int) -> int:
         """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
-        length = min(_DAY_MS, 4 * self._length_ms)  # the one before it had about as many rows
+        length, growth = self._length_ms, _GROWTH
         while length > _LEAST_MS:
             span = {"since": at_ms // 1000, "until": (at_ms + length) // 1000}
             [(rows,)] = self._connection.rows(
@@ -96,9 +97,10 @@ class Rolling:
                 span,
             )
             if rows <= _MOST_ROWS:
+                growth = min(_GROWTH, _MOST_ROWS // max(1, rows))
                 break
-            length = max(_LEAST_MS, length // 4)
-        self._length_ms = length
+            length = max(_LEAST_MS, min(length // 2, length * _MOST_ROWS // rows))
+        self._length_ms = min(_DAY_MS, length * growth)  # the next one has about as many rows
         return min(until_ms, at_ms + length // _LEAST_MS * _LEAST_MS)
 
     def _roll_up_piece(self, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:

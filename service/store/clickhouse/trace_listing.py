@@ -67,9 +67,9 @@ def _matching(
     """Those of :func:`_rows` among some requests, and of a slice of time those that came in it."""
     if requests is None:
         return []
-    chosen, took, parameters = requests, "1", dict[str, object]()
-    if isinstance(requests, Took):
-        chosen, took, parameters = requests.chosen, requests.took, dict(requests.asked)
+    chosen = requests.chosen if isinstance(requests, Took) else requests
+    took = requests.took if isinstance(requests, Took) else "1"
+    parameters = dict(requests.asked) if isinstance(requests, Took) else dict[str, object]()
     source, asked = _source(query, slice_, chosen)
     parameters |= asked
     more = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
