@@ -142,12 +142,15 @@ class Stacker:
             here = slice(None) if layers is None else layers
             rows[here] += rise.rows
             self._present[rank, here] = True
-        lost = (rows == 0) & computed
-        self._lost[rank] = lost
+        lost = None if rows.all() else (rows == 0) & computed
+        if lost is not None:
+            self._lost[rank] = lost
         if doubt is not None:
             self._partial[rank] = doubt.layers & (rows != 0) & ~self._whole(producers, doubt)
-        seen = ~lost if lost.any() else None
-        added = seen if left_out is None else ~(lost | left_out)
+        seen = ~lost if lost is not None and lost.any() else None
+        added = seen
+        if left_out is not None:
+            added = ~left_out if seen is None else seen & ~left_out
         for rise in producers:
             for totals, add in rise.terms:
                 self._sum(rank, totals, add)
