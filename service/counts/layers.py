@@ -74,9 +74,19 @@ class Layout:
         known = self._summed.get(id(counts))
         if known is not None and known[0]() is counts:
             return known[1]
-        found, summed, key = self.sums(counts), self._summed, id(counts)
-        summed[key] = ref(counts, lambda _: summed.pop(key, None)), found
+        found = self.sums(counts)
+        self._know(counts, found)
         return found
+
+    def pass_on_sums(self, counts: Int64Array, equal: Int64Array) -> None:
+        """Let the :meth:`known_sums` of counts be those of an equal array too, which never changes either."""
+        known = self._summed.get(id(counts))
+        if known is not None and known[0]() is counts and equal is not counts:
+            self._know(equal, known[1])
+
+    def _know(self, counts: Int64Array, found: Int64Array) -> None:
+        summed, key = self._summed, id(counts)
+        summed[key] = ref(counts, lambda _: summed.pop(key, None)), found
 
     def widened_experts(self, smaller: Layout, values: Int64Array) -> Int64Array:
         """Values by expert of a smaller layout in the order of this one: int64 [sum of experts].

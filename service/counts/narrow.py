@@ -28,7 +28,9 @@ def narrowed(totals: Totals) -> Totals:
 
     Differences of two such arrays could wrap: take :func:`widened` before any arithmetic.
     """
-    return _each(totals, _narrow)
+    found = _each(totals, _narrow)
+    totals.layout.pass_on_sums(totals.counts, found.counts)
+    return found
 
 
 def without_decode_arrays(totals: Totals) -> Totals:

@@ -38,6 +38,7 @@ from moescope.service.metrics.samples import Pairs, Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.replica_window import LayerRouting, routing_of
+from moescope.service.windows.shared_sums import SharedSums
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
@@ -77,6 +78,7 @@ class RoutingCollector(Collector):
         self._overflow: Counter[str] = Counter()
         self._known: dict[Deployment, Made] = {}
         self._windows: dict[Deployment, Made] = {}
+        self._sums: dict[Deployment, SharedSums] = {}
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
@@ -173,16 +175,20 @@ class RoutingCollector(Collector):
             fitting = self._fitting(name, samples)
             yield from fitting
             yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
+        for sums in self._sums.values():
+            sums.drop_ends()
 
     def _groups(self) -> list[Group]:
         """All deployments; those of which nothing but the age changed have what was made of them before."""
         known, self._known = self._known, {}
+        before, self._sums = self._sums, {}
         found = []
         for group in ranks.groups(self._state):
             made = made_of(known.get(group.deployment), group.spans)
             self._known[group.deployment] = made
             by_part = made.parts.setdefault(group.counters, {})
-            found.append(replace(group, made=by_part, experts=self._shows_experts))
+            sums = self._sums[group.deployment] = before.pop(group.deployment, None) or SharedSums()
+            found.append(replace(group, made=by_part, experts=self._shows_experts, sums=sums))
         return found
 
     def _fitting(self, name: str, samples: list[Found]) -> list[Found]:

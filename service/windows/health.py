@@ -90,6 +90,8 @@ def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
     """
     present = of_present_start(list(producers))
     sizes = heard_last(present)
+    if len(present) == sizes.pp_size == 1:  # almost always
+        return [_stage(0, sizes.tp_size, present)]
     by_stage = {rank: list(group) for rank, group in groupby(present, key=_pp_rank)}
     return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
 

@@ -35,25 +35,30 @@ class Sum:
 
 
 class SharedSums:
-    """The last sum that was asked for. What it was made from is known by weak references."""
+    """The last sum that was asked for of each kind. What they were made from is known by weak references."""
 
     def __init__(self) -> None:
-        self._of: tuple[weakref.ReferenceType[Totals], ...] = ()
-        self._last: Sum | None = None
+        self._known: dict[bool, tuple[tuple[weakref.ReferenceType[Totals], ...], Sum]] = {}
 
-    def of(self, totals: Sequence[Totals], *, experts: bool) -> Sum:
+    def of(self, totals: Sequence[Totals], *, experts: bool, begins: bool = False) -> Sum:
         """The sum over totals of one layout; one at least. It is shared: don't change its arrays.
 
         Args:
             totals: what to add up.
             experts: whether counts by expert are wanted.
+            begins: which kind: these are what windows begin with; else what they end with.
         """
-        wanted, last = tuple(map(weakref.ref, totals)), self._last
-        if last is not None and (last.counts is not None or not experts) and wanted == self._of:
+        wanted = tuple(map(weakref.ref, totals))
+        before, last = self._known.get(begins, ((), None))
+        if last is not None and (last.counts is not None or not experts) and wanted == before:
             return last
         made = _sum(totals, experts=experts)
-        self._of, self._last = wanted, made
+        self._known[begins] = wanted, made
         return made
+
+    def drop_ends(self) -> None:
+        """Let go what windows ended with: the next ones end later."""
+        self._known.pop(False, None)
 
 
 def _sum(totals: Sequence[Totals], *, experts: bool) -> Sum:

@@ -77,8 +77,9 @@ class Stacker:
         layouts: of all producers.
         ranks: D, the number of DP ranks.
         ep_size: EP ranks there are now; further ones matter only if something went to them.
-        sums: where sums over totals are that other stacks have too; then the totals that are added, and not
-            subtracted, are held until the stack is made. None: nothing is held.
+        sums: where sums over totals are that other stacks have too; then the totals that are added are held
+            until the stack is made. None: nothing is held.
+        begins_again: other stacks begin with the same totals too, so that those are held that are subtracted.
         experts: whether counts by expert are wanted.
     """
 
@@ -89,6 +90,7 @@ class Stacker:
         ep_size: int,
         sums: SharedSums | None = None,
         experts: bool = True,
+        begins_again: bool = False,
     ) -> None:
         self._layout = reduce(Layout.union, layouts)
         size = (ranks, len(self._layout.layers))
@@ -103,7 +105,10 @@ class Stacker:
         self._estimated = np.zeros(size[1], dtype=np.int64)
         self._known: dict[Layout, tuple[Int64Array | None, Int64Array | None]] = {}
         self._rank = 0
-        self._sums, self._experts, self._held = sums, experts, list[Totals]()
+        self._sums, self._experts = sums, experts
+        self._held: dict[np.ufunc, list[Totals]] = {} if sums is None else {np.add: []}
+        if sums is not None and begins_again:
+            self._held[np.subtract] = []
 
     @property
     def layout(self) -> Layout:
@@ -142,17 +147,20 @@ class Stacker:
             here = slice(None) if layers is None else layers
             rows[here] += rise.rows
             self._present[rank, here] = True
-        lost = (rows == 0) & computed
-        self._lost[rank] = lost
+        lost = None if rows.all() else (rows == 0) & computed
+        if lost is not None:
+            self._lost[rank] = lost
         if doubt is not None:
             self._partial[rank] = doubt.layers & (rows != 0) & ~self._whole(producers, doubt)
-        seen = ~lost if lost.any() else None
-        added = seen if left_out is None else ~(lost | left_out)
+        seen = ~lost if lost is not None and lost.any() else None
+        added = seen
+        if left_out is not None:
+            added = ~left_out if seen is None else seen & ~left_out
         for rise in producers:
             for totals, add in rise.terms:
                 self._sum(rank, totals, add)
-                if self._can_be_held(totals, add, added):
-                    self._held.append(totals)
+                if added is None and add in self._held and totals.layout == self._layout:
+                    self._held[add].append(totals)
                 else:
                     self._count(totals, add, added)
                     self._place(totals, add, seen)
@@ -191,24 +199,21 @@ class Stacker:
         here, slots = slice(None) if layers is None else layers, self._slots[rank]
         slots[here] = add(slots[here], totals.layout.known_sums(totals.counts))
 
-    def _can_be_held(self, totals: Totals, add: np.ufunc, added: BoolArray | None) -> bool:
-        """Whether all of some totals is to be added, and somebody may want that too."""
-        return self._sums is not None and add is np.add and added is None and totals.layout == self._layout
-
     def _add_held(self) -> None:
-        """Add the totals that are held, and let them go."""
-        if self._sums is None or not self._held:
-            return
-        found = self._sums.of(self._held, experts=self._experts)
+        """Add or subtract the totals that are held, and let them go."""
+        for add, totals in self._held.items():
+            if self._sums is None or not totals:
+                continue
+            found = self._sums.of(totals, experts=self._experts, begins=add is np.subtract)
+            if self._experts and found.counts is not None:
+                add(self._counts, found.counts, out=self._counts)
+            width = found.ep_slots.shape[1]
+            self._widen(width)
+            self._ep_slots[:, :width] = add(self._ep_slots[:, :width], found.ep_slots)
+            self._ep_parts[:, :width] = add(self._ep_parts[:, :width], found.ep_parts)
+            self._unplaced = add(self._unplaced, found.unplaced)
+            self._estimated = add(self._estimated, found.estimated)
         self._held.clear()
-        if self._experts and found.counts is not None:
-            self._counts += found.counts
-        width = found.ep_slots.shape[1]
-        self._widen(width)
-        self._ep_slots[:, :width] += found.ep_slots
-        self._ep_parts[:, :width] += found.ep_parts
-        self._unplaced += found.unplaced
-        self._estimated += found.estimated
 
     def _count(self, totals: Totals, add: np.ufunc, added: BoolArray | None) -> None:
         """Add a producer's slots by expert in some layers, bool [L]; None: in all that it has."""

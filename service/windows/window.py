@@ -155,7 +155,7 @@ def merge_spans(
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
         only: the DP rank that is wanted; None: all of them.
-        doubt_at_end: see ``at_end`` of :func:`doubts_of`.
+        doubt_at_end: see ``at_end`` of :func:`doubts_of`; for counters, which begin with the same again.
         sums: where sums are that other windows of the deployment with the same end have too; None: nowhere.
         experts: whether anybody wants counts by expert; else those of all layers are zeros.
 
@@ -168,8 +168,9 @@ def merge_spans(
     ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
     doubts = doubts_of(by_rank, ended, doubt_at_end)
     stages = stages_of(spans) if doubts else {}
+    shared = sums if part is None else None  # the parts are large, and only one rank's are held at a time
     shown = by_rank if only is None else {only: by_rank[only]}
-    stacker, found = Stacker(layouts, len(shown), ep_size, None if part else sums, experts), []
+    stacker, found = Stacker(layouts, len(shown), ep_size, shared, experts, doubt_at_end), []
     in_doubt: dict[int, dict[int, str]] = {}
     broken: dict[int, dict[int, str]] = {}
     told_tokens: list[int] = []

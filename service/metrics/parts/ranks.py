@@ -66,7 +66,9 @@ class Group:
 
         A worker whose capture was off once and that counts again is no reason to withhold counters for ever.
         """
-        return merge_spans(self.spans, doubt_at_end=True, sums=self.sums, experts=self.experts)
+        found = merge_spans(self.spans, doubt_at_end=True, sums=self.sums, experts=self.experts)
+        self.sums.drop_ends()
+        return found
 
     @cached_property
     def ep_size(self) -> int:

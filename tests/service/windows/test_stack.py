@@ -85,9 +85,10 @@ def _stacked(
     computed: Sequence[bool],
     sums: SharedSums | None = None,
     experts: bool = True,
+    begins_again: bool = False,
 ) -> Stack:
     layouts = [rise.layout for rises in by_rank for rise in rises]
-    stacker = Stacker(layouts, len(by_rank), 4, sums, experts)
+    stacker = Stacker(layouts, len(by_rank), 4, sums, experts, begins_again)
     for rises, any_token in zip(by_rank, computed, strict=True):
         stacker.add(rises, any_token)
     return stacker.stack()
@@ -131,6 +132,25 @@ def test_stacks_with_one_end_share_its_sum_and_are_what_they_are_alone(
     whole = [totals for producers in ends for totals in producers if len(totals.layout.layers) > 2]
     assert made == ([len(whole)] if fleet in FLEETS[:2] else made[:1])
     assert len(made) <= 1
+
+
+def test_what_stacks_begin_with_again_is_summed_once_over_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(10)
+    begins, sums, made = [_totals(rng, (3, 4), 4) for _ in range(3)], SharedSums(), list[int]()
+    real = shared_sums._sum
+    monkeypatch.setattr(
+        shared_sums, "_sum", lambda totals, experts: made.append(1) or real(totals, experts=experts)
+    )
+    for _ in range(3):
+        ends = [_totals(rng, (3, 4), 6) for _ in begins]
+        by_rank = [
+            [Rise(last.layout, last.rows, 1, 0, last, first)]
+            for first, last in zip(begins, ends, strict=True)
+        ]
+        shared = _stacked(by_rank, [False] * 3, sums, False, begins_again=True)
+        assert _arrays(shared, False) == _arrays(_stacked(by_rank, [False] * 3), False)
+        sums.drop_ends()
+    assert len(made) == 3 + 1
 
 
 def test_a_sum_is_made_anew_of_other_totals_and_where_counts_are_wanted_for_the_first_time() -> None:
