@@ -9,6 +9,7 @@ from typing import Final
 from moescope.capture.wire import Producer, UncoveredLayer
 from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.instants import not_after
+from moescope.service.counts.narrow import without_decode_arrays
 from moescope.service.counts.totals import Totals
 
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
@@ -62,7 +63,8 @@ class Base:
     new. So counters may only show what is known to be new.
 
     Attributes:
-        totals: what is left out of the account's totals, in narrow arrays (see :func:`narrowed`).
+        totals: what is left out of the account's totals, in narrow arrays; see
+            :func:`without_decode_arrays`: no counter is of decode by expert, layer or EP rank.
         restarts: what is left out of its restarts.
         at: when the counters of this account were zero, seconds of Unix time on the service's clock.
     """
@@ -70,6 +72,11 @@ class Base:
     totals: Totals
     restarts: int
     at: float
+
+
+def left_out(totals: Totals, restarts: int, at: float) -> Base:
+    """Leave these totals out; see :class:`Base`."""
+    return Base(without_decode_arrays(totals), restarts, at)
 
 
 @dataclass(frozen=True, slots=True)

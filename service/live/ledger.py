@@ -79,7 +79,7 @@ class Ledger:
             return
         account = self._restored(posting.account)
         self._shown_at = max(self._shown_at, *(life.heard_at for life in posting.account.epochs))
-        self._enter(posting.key, account, posting.at)
+        self._enter(posting.key, account, account.life.heard_at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, posting.account.totals))
         self.continuity.restored(posting.key, posting.at, unbroken)
         if not unbroken:
@@ -119,13 +119,13 @@ class Ledger:
         elif self.roster.is_full:
             return
         told_at = min(posting.at, now)
-        at = told_at if entry is None else max(told_at, entry.received_at)
         account = self._restored(state)
         if not self._makes_way(key, state):
             return
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
-        self._enter(key, account, at)
+        # Not the row's time: that may be when a former start's late frame came.
+        self._enter(key, account, min(account.life.heard_at, now))
         known = self.history.find(key)
         newest_at = -math.inf if known is None else known.newest_at
         self.history.record(key, min(posting.birth, told_at), Snapshot(told_at, state.totals))
