@@ -1,9 +1,9 @@
 """Benchmarks that need no GPU, run again and compared with their committed results: `make bench`.
 
 Only figures that are the same on each machine are compared: ratios of two times that one run measured side by
-side, exponents, counts of calls, memory that is allocated, and how even placements are. A figure that is
-worse than the committed one by more than its tolerance fails the run. Times are in the results files, and no
-comparison uses them.
+side, exponents, counts of calls, bytes of answers, memory that is allocated, and how even placements are. A
+figure that is worse than the committed one by more than its tolerance fails the run. Times are in the results
+files, and no comparison uses them.
 
     python -m benchmarks.compare                 # all
     python -m benchmarks.compare --only scale
