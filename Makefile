@@ -13,7 +13,7 @@ PYTHON ?= python3
 ARGS ?=
 PACKAGES := moescope.capture moescope.client moescope.service moescope.dashboards
 # Debian packages that the end-to-end tests drive.
-DEBIAN := prometheus prometheus-alertmanager chromium iproute2
+DEBIAN := prometheus prometheus-alertmanager chromium-headless-shell iproute2
 # Groups of tests that `test` runs side by side, those that take longest first.
 PARTS := tests-alerts tests-e2e tests-service tests-rest tests-store tests-browser tests-api
 ALERTS := tests/e2e/test_notifications.py tests/e2e/test_service_alerts.py

@@ -28,7 +28,7 @@ import psutil
 from playwright.sync_api import CDPSession
 
 from devkit.processes import free_port
-from tests.browser.chrome import FLAGS, Watched, chromium
+from tests.browser.chrome import FLAGS, FULL, Watched, chromium
 
 RECORD = """() => {
     window.intervals = [];
@@ -107,7 +107,7 @@ def renderers(pid: int) -> int:
 
 def frames(url: str, seconds: float, route: str) -> dict[str, Any]:
     """Open the heatmap and watch it."""
-    with chromium() as browser:
+    with chromium(FULL) as browser:
         watched = Watched(browser)
         requests: list[str] = []
         watched.page.on("request", lambda request: requests.append(request.url))

@@ -33,7 +33,7 @@ from playwright.sync_api import Browser, CDPSession, Page
 
 from benchmarks.page_heatmap import RECORD, running, wait_for
 from devkit.processes import free_port
-from tests.browser.chrome import Watched, chromium
+from tests.browser.chrome import FULL, Watched, chromium
 
 RESULTS: Final = Path(__file__).parent / "results" / "page_speed.json"
 SLOWED: Final = 4
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--no-results", action="store_true", help="write none")
     options = parser.parse_args()
     found: dict[str, Any] = {"slowed": SLOWED}
-    with chromium() as browser:
+    with chromium(FULL) as browser:
         with fleet(32, 61, 384) as url:
             found["heatmap"] = told("heatmap", heatmap(browser, url, options.seconds))
         with fleet(256, 58, 256) as url:

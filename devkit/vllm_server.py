@@ -33,6 +33,9 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "DO_NOT_TRACK": "1",
     # One thread a rank: with more, the ranks of a tiny model only spin against each other on few cores.
     "OMP_NUM_THREADS": "1",
+    # Threads that there are nevertheless (numba's, which look for drafts) sleep while they wait. By default
+    # they spin, for three quarters of the time of two ranks that draft on two cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # The engine runs its worker in its own process (with `--distributed-executor-backend uni`), as it does on
     # one GPU a rank; on CPUs it would start another process, which takes longer and spins while it waits.

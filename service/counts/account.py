@@ -95,6 +95,10 @@ class Account:
         """The live processes that claim this rank at present, if there are several."""
         return self._lives.conflict(now)
 
+    def set_back(self, now: float) -> None:
+        """The service's clock shows ``now``, maybe less than before: no life has an instant after it."""
+        self._lives.set_back(now)
+
     def settle(self, now: float) -> bool:
         """Let a life that is heard take the place of one that fell silent; whether one did."""
         return self._lives.settle(now)

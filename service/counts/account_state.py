@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from moescope.capture.wire import Producer, UncoveredLayer
+from moescope.service.counts.instants import not_after
 from moescope.service.counts.narrow import without_decode_arrays
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 
-_A_LITTLE_S: Final = 10.0  # services go by the server's clock, as well as they know it
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
 
 
@@ -111,31 +111,47 @@ class EpochState:
         """Steps of this life that were joined, or given up."""
         return 0 if self.stragglers is None else self.stragglers.joined + self.stragglers.incomplete
 
-    def until(self, now: float) -> EpochState:
-        """The same life with ``now`` in place of all instants after it."""
-        return replace(
-            self,
-            began_at=min(self.began_at, now),
-            started_at=min(self.started_at, now),
-            came_at=min(self.came_at, now),
-            heard_at=min(self.heard_at, now),
-            made_at=min(self.made_at, now),
-            spoken_at=min(self.spoken_at, now),
-            going_at=min(self.going_at, now),
+    @property
+    def instants(self) -> tuple[float, ...]:
+        """All that the clocks of services said of it."""
+        return (
+            *(self.began_at, self.started_at, self.came_at),
+            *(self.heard_at, self.made_at, self.spoken_at, self.going_at),
         )
 
-    def shifted(self, seconds: float) -> EpochState:
-        """The same life on a clock that was set forward by so much."""
+    def moved(self, to: Callable[[float], float]) -> EpochState:
+        """The same life with each of its instants moved.
+
+        ``lag`` stays: it is the least of what clocks say, and that follows by itself.
+        """
         return replace(
             self,
-            began_at=self.began_at + seconds,
-            started_at=self.started_at + seconds,
-            came_at=self.came_at + seconds,
-            heard_at=self.heard_at + seconds,
-            made_at=self.made_at + seconds,
-            lag=self.lag + seconds,
-            spoken_at=self.spoken_at + seconds if self.spoken_at else 0.0,
-            going_at=self.going_at + seconds if self.going_at else 0.0,
+            began_at=to(self.began_at),
+            started_at=to(self.started_at),
+            came_at=to(self.came_at),
+            heard_at=to(self.heard_at),
+            made_at=to(self.made_at),
+            spoken_at=to(self.spoken_at),
+            going_at=to(self.going_at),
+        )
+
+    def as_known(self, known: EpochState, now: float) -> EpochState:
+        """The same life; what is after now is as a service knows it that has this frame, or a newer one."""
+        if self.seq > known.seq or max(self.instants) <= now:
+            return self
+
+        def told(at: float, known_at: float) -> float:
+            return at if at <= now else known_at
+
+        return replace(
+            self,
+            began_at=told(self.began_at, known.began_at),
+            started_at=told(self.started_at, known.started_at),
+            came_at=told(self.came_at, known.came_at),
+            heard_at=told(self.heard_at, known.heard_at),
+            made_at=told(self.made_at, known.made_at),
+            spoken_at=told(self.spoken_at, known.spoken_at),
+            going_at=told(self.going_at, known.going_at),
         )
 
 
@@ -233,24 +249,33 @@ class AccountState:
         )
         return replace(self, epochs=lives)
 
-    def heard_by(self, now: float) -> AccountState:
+    def heard_by(self, now: float, known: Iterable[EpochState] = ()) -> AccountState:
         """With no instant after ``now``: the clock of whoever kept this may be ahead.
 
-        Of clocks that differ a little, instants before now stay as they are: services tell each other the
-        earliest instant that any of them knows, which would drift.
+        However often accounts are told to and fro, each instant is moved once for each clock that is behind
+        it; see :mod:`moescope.service.counts.instants`.
+
+        Args:
+            now: seconds of Unix time, on the clock of the service that hears this.
+            known: what that service knows of lives, none of it after now.
         """
-        ahead = max(item.heard_at for item in self.epochs) - now
-        if ahead <= 0:
-            return self
-        # What began before now may be of a clock that is right, and comes again and again: it must not drift.
-        conflicts = tuple(
-            (since - ahead, until - ahead) if since > now else (since, min(until, now))
-            for since, until in self.conflicts
-        )
+        mine = {item.epoch: item for item in known}
         epochs = tuple(
-            item.until(now) if ahead <= _A_LITTLE_S else item.shifted(-ahead) for item in self.epochs
+            item if item.epoch not in mine else item.as_known(mine[item.epoch], now) for item in self.epochs
         )
-        return replace(self, epochs=epochs, conflicts=tuple(sorted(conflicts)))
+        conflicts = (at for conflict in self.conflicts for at in conflict)
+        others = (self.totals.weights.at, *(() if self.base is None else (self.base.at,)))
+        to = not_after(now, (*(at for item in epochs for at in item.instants), *conflicts, *others))
+        if to is None:
+            return replace(self, epochs=epochs) if mine else self
+        weights = replace(self.totals.weights, at=to(self.totals.weights.at))
+        return replace(
+            self,
+            totals=replace(self.totals, weights=weights),
+            epochs=tuple(item.moved(to) for item in epochs),
+            conflicts=tuple((to(since), to(until)) for since, until in self.conflicts),
+            base=None if self.base is None else replace(self.base, at=to(self.base.at)),
+        )
 
 
 def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:

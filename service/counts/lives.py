@@ -33,6 +33,7 @@ from typing import Final
 from moescope.capture.wire import Frame, Producer
 from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.conflict import REMEDY, Conflict, joined, name_of, named, rank_of
+from moescope.service.counts.instants import not_after
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers
@@ -133,8 +134,7 @@ class Lives:
             at: when it came.
             added: see :class:`EpochState`.
         """
-        if at < self._heard_at:
-            self._set_back(at)
+        self.set_back(at)
         self._heard_at = at
         known = self._known.get(frame.epoch)
         made_at = _made_at(frame, known, at)
@@ -231,11 +231,17 @@ class Lives:
         if found is not None:
             self.conflicts = joined([*self.conflicts, (found.since, at)])
 
-    def _set_back(self, at: float) -> None:
-        """The service's clock was set back: all lives are on that clock, and so are their conflicts."""
-        by = at - self._heard_at
-        self._known = {item.epoch: item.shifted(by) for item in self}
-        self.conflicts = tuple((since + by, until + by) for since, until in self.conflicts)
+    def set_back(self, now: float) -> None:
+        """The service's clock shows ``now``, maybe less than before; see :meth:`AccountState.heard_by`."""
+        if self._heard_at <= now or not self._known:
+            return
+        self._heard_at = now
+        conflicts = [at for conflict in self.conflicts for at in conflict]
+        to = not_after(now, [*(at for item in self for at in item.instants), *conflicts])
+        if to is None:
+            return
+        self._known = {item.epoch: item.moved(to) for item in self}
+        self.conflicts = tuple((to(since), to(until)) for since, until in self.conflicts)
         if self.current is not None:
             self.current = self._known[self.current.epoch]
 

@@ -115,6 +115,8 @@ def _weights(
     unlike = (its.version, its.label) != (told.version, told.label)
     if not (told.at or its.at or unlike):
         return told
+    if told.at and its.at and not unlike:
+        told = replace(told, at=min(told.at, its.at))  # who heard them first knows when they came
     former_lives = totals.tokens - life.counted.tokens
     if told.at and told.tokens:
         mine = next(item for item in newest.epochs if item.epoch == life.epoch)

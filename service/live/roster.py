@@ -100,6 +100,11 @@ class Roster:
         if not members:
             del self._members[key[:2]]
 
+    def set_back(self, now: float) -> None:
+        """The service's clock was set back: what all accounts say is compared with each other."""
+        for entry in self._entries.values():
+            entry.account.set_back(now)
+
     def state(self, key: Key, law: RowLaw = _NO_LAW) -> ProducerState:
         """A producer that is here, as of now, with what a law says of it."""
         entry, now = self._settled(key), self._clock()

@@ -1,4 +1,4 @@
-"""A headless Chromium (Debian's package) and pages in it that note everything that went wrong."""
+"""A headless Chromium (Debian's packages) and pages in it that note everything that went wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+FULL = "chromium"
+SHELL = "chromium-headless-shell"
+"""The same engine without windows, tabs and what else people have around a page: half of the work."""
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 WIDE = {"width": 1440, "height": 900}
 PATIENCE_MS = 60_000.0
@@ -33,15 +36,18 @@ class ChromiumMissingError(RuntimeError):
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser with a profile of its own.
+def chromium(*programs: str) -> Iterator[Browser]:
+    """A browser with a profile of its own: the first of these programs that is installed.
+
+    If none is named, it is :data:`SHELL`, or :data:`FULL` where there is none.
 
     Raises:
         ChromiumMissingError: there is none, or a library that Playwright needs is missing.
     """
-    path = shutil.which("chromium")
+    named = programs or (SHELL, FULL)
+    path = next(filter(None, map(shutil.which, named)), None)
     if path is None:
-        raise ChromiumMissingError("chromium is missing: `make packages` (devkit/setup-debian.sh chromium)")
+        raise ChromiumMissingError(f"{named[0]} is missing: devkit/setup-debian.sh {named[0]}")
     try:
         require(missing_for_browser())
     except MissingLibraryError as error:

@@ -54,12 +54,14 @@ class Order:
 
 def import_all(modules: Sequence[str]) -> None:
     """Import what servers need, and set it aside from the garbage collections of all forks."""
+    gc.disable()  # modules stay: to look for garbage among them takes a second
     with warnings.catch_warnings(action="ignore"):
         for name in modules:
             importlib.import_module(name)
     setproctitle.getproctitle()  # it finds its place only while the environment is as the process got it
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def next_order(tests: socket.socket) -> Order | None:

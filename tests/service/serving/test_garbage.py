@@ -25,6 +25,8 @@ def unasked() -> Generator[None]:
     """The interpreter looks for no cycles by itself."""
     gc.disable()
     yield
+    gc.collect()
+    gc.freeze()  # as it was (tests/conftest.py)
     gc.enable()
 
 
