@@ -124,7 +124,7 @@ def _verdict(results: Any) -> Figures:
 
 def _views(results: Any) -> Figures:
     few, many = sorted(results["rows"], key=lambda row: row["ranks"])
-    for name in ("overview", "heatmap", "ranks", "since the start", "prefill"):
+    for name in ("overview", "heatmap", "ranks and flows", "since the start", "prefill"):
         where = f"{name}, {many['ranks']} ranks"
         yield f"{where}: kB", many[f"{name} bytes"] / 1000, 5
         yield f"{where}: time over that of {few['ranks']} ranks", many[name] / few[name], 3
