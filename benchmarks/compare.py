@@ -1,9 +1,9 @@
 """Benchmarks that need no GPU, run again and compared with their committed results: `make bench`.
 
 Only figures that are the same on each machine are compared: ratios of two times that one run measured side by
-side, exponents, counts of calls, memory that is allocated, and how even placements are. A figure that is
-worse than the committed one by more than its tolerance fails the run. Times are in the results files, and no
-comparison uses them.
+side, exponents, counts of calls, bytes of answers, memory that is allocated, and how even placements are. A
+figure that is worse than the committed one by more than its tolerance fails the run. Times are in the results
+files, and no comparison uses them.
 
     python -m benchmarks.compare                 # all
     python -m benchmarks.compare --only scale
@@ -124,7 +124,7 @@ def _verdict(results: Any) -> Figures:
 
 def _views(results: Any) -> Figures:
     few, many = sorted(results["rows"], key=lambda row: row["ranks"])
-    for name in ("overview", "heatmap", "ranks", "since the start", "prefill"):
+    for name in ("overview", "heatmap", "ranks and flows", "since the start", "prefill"):
         where = f"{name}, {many['ranks']} ranks"
         yield f"{where}: kB", many[f"{name} bytes"] / 1000, 5
         yield f"{where}: time over that of {few['ranks']} ranks", many[name] / few[name], 3

@@ -187,7 +187,7 @@ class RoutingCollector(Collector):
             made = made_of(known.get(group.deployment), group.spans)
             self._known[group.deployment] = made
             by_part = made.parts.setdefault(group.counters, {})
-            sums = self._sums[group.deployment] = before.pop(group.deployment, None) or SharedSums()
+            sums = self._sums[group.deployment] = before.get(group.deployment, SharedSums())
             found.append(replace(group, made=by_part, experts=self._shows_experts, sums=sums))
         return found
 

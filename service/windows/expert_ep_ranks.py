@@ -50,7 +50,8 @@ def distinct(
     Returns:
         Those that are unlike the one before them of the same version and the same first layer.
     """
-    found, before = [], {}
+    found: list[tuple[tuple[MoeLayer, ...], Placement]] = []
+    before: dict[tuple[int, tuple[MoeLayer, ...]], tuple[tuple[MoeLayer, ...], Placement]] = {}
     for layers, placement in placements:
         key = placement.version, layers[:1]
         if before.get(key) != (layers, placement):
