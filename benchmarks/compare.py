@@ -122,12 +122,21 @@ def _verdict(results: Any) -> Figures:
         )
 
 
+def _views(results: Any) -> Figures:
+    few, many = sorted(results["rows"], key=lambda row: row["ranks"])
+    for name in ("overview", "heatmap", "ranks", "since the start", "prefill"):
+        where = f"{name}, {many['ranks']} ranks"
+        yield f"{where}: kB", many[f"{name} bytes"] / 1000, 5
+        yield f"{where}: time over that of {few['ranks']} ranks", many[name] / few[name], 3
+
+
 BENCHMARKS: Final = (
     Benchmark("host_share", ("--runs", "60"), _host_share),
     Benchmark("exposition", ("--runs", "3", "--sizes", "1000", "20000", "100000"), _exposition),
     Benchmark("deployments", ("--runs", "3", "--deployments", "256", "1024"), _deployments),
     Benchmark("stragglers", (), _stragglers),
     Benchmark("verdict", (), _verdict),
+    Benchmark("views", (), _views),
     Benchmark("capture_memory", (), _capture_memory),
     Benchmark("placements", (), _placements),
     Benchmark("scale", (), _scale),

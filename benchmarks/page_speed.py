@@ -166,9 +166,9 @@ def overview(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
 
 def answers(url: str) -> dict[str, dict[str, float]]:
     """How long the service takes for what the Overview asks at an update, and the bytes that it sends."""
-    asked: dict[str, dict[str, str]] = {
+    asked: dict[str, dict[str, str | list[str]]] = {
         "ranks": {},
-        "view": {"start": "-1m", "parts": "hot"},
+        "view": {"start": "-1m", "parts": ["ep_ranks", "hot"]},
         "verdict": {"start": "-1m"},
     }
     found = {}

@@ -32,7 +32,7 @@ LAYERS: Final = 58
 ROUNDS: Final = 3
 NOW: Final = 1e9
 QUESTIONS: Final = {
-    "overview": ("/v1/view", {"start": NOW + 1.5, "parts": ["hot"]}),
+    "overview": ("/v1/view", {"start": NOW + 1.5, "parts": ["ep_ranks", "hot"]}),
     "heatmap": ("/v1/view", {"start": NOW + 1.5, "parts": ["counts", "owners"]}),
     "ranks": ("/v1/view", {"start": NOW + 1.5, "parts": ["owners", "flows"], "flow_layer": 0}),
     "since the start": ("/v1/view", {}),

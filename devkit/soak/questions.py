@@ -37,6 +37,7 @@ _QUESTIONS: Final = (
     "/v1/stragglers?server={server}&start=-250s&step=1s",
     "/v1/drift?server={server}&baseline=soak&start=-1h",
     "/v1/view?server={server}&parts=counts&parts=flows&parts=owners",
+    "/v1/view?server={server}&parts=ep_ranks&parts=hot",
     "/v1/view?server={server}&phase=decode&parts=counts&parts=flows&parts=owners",
     "/v1/trend?server={server}&points=240&step=1s",
     "/v1/trend?server={server}&points=240&step=3s&phase=decode",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Final
 
 from devkit.soak.gate import HISTORIES, Options, Outcome
@@ -26,10 +27,13 @@ def services(options: Options) -> Outcome:
         assert server.stdout is not None
         url = f"clickhouse://127.0.0.1:{server.stdout.readline().strip()}"
         try:
-            for seed in seeds:
+            began = time.monotonic()
+            for number, seed in enumerate(seeds, 1):
                 play(url, seed, TOGETHER)
+                done, took = f"{number * TOGETHER:,} of {plays * TOGETHER:,}", time.monotonic() - began
+                print(f"   seed {seed}: {done} histories in {took:.0f} s", flush=True)
         except BrokenLawError as error:
-            return Outcome(False, str(error))
+            return Outcome(False, f"{error} (again: --first-seed {seed} --histories {TOGETHER})")
         finally:
             server.kill()
     played = plays * TOGETHER

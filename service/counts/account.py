@@ -20,12 +20,14 @@ from dataclasses import replace
 from enum import StrEnum
 
 from moescope.capture.wire import Frame, MoeLayer, Producer
-from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
+from moescope.service.counts.account_state import AccountState, Base, Latest, forget, left_out
+from moescope.service.counts.choosing import STALE_AFTER_S
 from moescope.service.counts.conflict import REMEDY, Conflict, named
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.lives import STALE_AFTER_S, Lives
-from moescope.service.counts.narrow import narrowed, widened
+from moescope.service.counts.lives import Lives
+from moescope.service.counts.narrow import widened
 from moescope.service.counts.parts import added_by, unphased
 from moescope.service.counts.placing import placed
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
@@ -95,6 +97,10 @@ class Account:
         """The live processes that claim this rank at present, if there are several."""
         return self._lives.conflict(now)
 
+    def set_back(self, now: float) -> None:
+        """The service's clock shows ``now``, maybe less than before: no life has an instant after it."""
+        self._lives.set_back(now)
+
     def settle(self, now: float) -> bool:
         """Let a life that is heard take the place of one that fell silent; whether one did."""
         return self._lives.settle(now)
@@ -143,13 +149,13 @@ class Account:
     def leave_out(self, part: Totals, at: float) -> None:
         """Leave a part of the totals out of the counters; they were zero at ``at`` if nothing was before."""
         if self.base is None:
-            self.base = Base(narrowed(part), 0, at)
+            self.base = left_out(part, 0, at)
         else:
-            self.base = replace(self.base, totals=narrowed(widened(self.base.totals).plus(part)))
+            self.base = left_out(widened(self.base.totals).plus(part), self.base.restarts, self.base.at)
 
     def leave_all_out(self, at: float) -> None:
         """Let the counters begin at zero."""
-        self.base = Base(narrowed(self.totals), self.restarts, at)
+        self.base = left_out(self.totals, self.restarts, at)
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost; False, and nothing is added, if a layer of ``layout`` is not here."""

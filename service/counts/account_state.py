@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from moescope.capture.wire import Producer, UncoveredLayer
-from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.epoch_state import EpochState
+from moescope.service.counts.instants import not_after
+from moescope.service.counts.narrow import without_decode_arrays
 from moescope.service.counts.totals import Totals
 
-_A_LITTLE_S: Final = 10.0  # services go by the server's clock, as well as they know it
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
 
 
@@ -55,90 +56,6 @@ class Latest:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochState:
-    """One life of a producer, and the totals that its frame with the highest ``seq`` told.
-
-    All instants are seconds of Unix time on the service's clock: the clocks of hosts differ. An earlier
-    moescope kept none, see :meth:`AccountState.dated`.
-
-    Attributes:
-        epoch: its number; the start of the worker's counting, nanoseconds on the worker's own clock.
-        producer: who counted; None: an earlier moescope kept this.
-        began_at: what lives are ordered by: when its first frame came, less the time that the worker had
-            been up if it tells that (`Frame.uptime_ns`).
-        started_at: when its counting began, as well as the service can tell.
-        came_at: when its first frame was accepted; ``heard_at``: its newest one.
-        made_at: when its newest totals were true, as well as the service can tell.
-        captured_at_ns: when its newest totals were true, on the worker's own clock.
-        lag: the least seconds from capture on the worker's clock to acceptance on the service's.
-        overlaps: see :mod:`moescope.service.counts.lives`.
-        spoken_at: when newer lives had been heard last, as it overlapped them last; 0: it never did.
-        ended: its newest frame says that the worker shuts down.
-        going_at: it was going on then, at least: when the totals were true of its newest frame that was no
-            ending; see also :meth:`moescope.service.counts.lives.Lives.settle`.
-        added: what it has in the account's totals; None: what its newest frame tells is all that is known.
-            See :mod:`moescope.service.counts.parts`.
-        stragglers: what joined steps cost in this life, in arrays of the layout of ``counted``; None: no step
-            was joined.
-    """
-
-    epoch: int
-    seq: int
-    counted: Totals
-    producer: Producer | None = None
-    began_at: float = 0.0
-    started_at: float = 0.0
-    came_at: float = 0.0
-    heard_at: float = 0.0
-    made_at: float = 0.0
-    captured_at_ns: int = 0
-    lag: float = 0.0
-    overlaps: int = 0
-    spoken_at: float = 0.0
-    ended: bool = False
-    added: Totals | None = None
-    stragglers: Stragglers | None = None
-    going_at: float = 0.0
-
-    @property
-    def order(self) -> tuple[float, int]:
-        """Lives rise by this."""
-        return self.began_at, self.epoch
-
-    @property
-    def joined(self) -> int:
-        """Steps of this life that were joined, or given up."""
-        return 0 if self.stragglers is None else self.stragglers.joined + self.stragglers.incomplete
-
-    def until(self, now: float) -> EpochState:
-        """The same life with ``now`` in place of all instants after it."""
-        return replace(
-            self,
-            began_at=min(self.began_at, now),
-            started_at=min(self.started_at, now),
-            came_at=min(self.came_at, now),
-            heard_at=min(self.heard_at, now),
-            made_at=min(self.made_at, now),
-            spoken_at=min(self.spoken_at, now),
-            going_at=min(self.going_at, now),
-        )
-
-    def shifted(self, seconds: float) -> EpochState:
-        """The same life on a clock that was set forward by so much."""
-        return replace(
-            self,
-            began_at=self.began_at + seconds,
-            started_at=self.started_at + seconds,
-            came_at=self.came_at + seconds,
-            heard_at=self.heard_at + seconds,
-            made_at=self.made_at + seconds,
-            lag=self.lag + seconds,
-            spoken_at=self.spoken_at + seconds if self.spoken_at else 0.0,
-            going_at=self.going_at + seconds if self.going_at else 0.0,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Base:
     """What counters in ``/metrics`` leave out of an account: what was counted before this service knew.
 
@@ -146,7 +63,8 @@ class Base:
     new. So counters may only show what is known to be new.
 
     Attributes:
-        totals: what is left out of the account's totals, in narrow arrays (see :func:`narrowed`).
+        totals: what is left out of the account's totals, in narrow arrays; see
+            :func:`without_decode_arrays`: no counter is of decode by expert, layer or EP rank.
         restarts: what is left out of its restarts.
         at: when the counters of this account were zero, seconds of Unix time on the service's clock.
     """
@@ -154,6 +72,11 @@ class Base:
     totals: Totals
     restarts: int
     at: float
+
+
+def left_out(totals: Totals, restarts: int, at: float) -> Base:
+    """Leave these totals out; see :class:`Base`."""
+    return Base(without_decode_arrays(totals), restarts, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,24 +149,33 @@ class AccountState:
         )
         return replace(self, epochs=lives)
 
-    def heard_by(self, now: float) -> AccountState:
+    def heard_by(self, now: float, known: Iterable[EpochState] = ()) -> AccountState:
         """With no instant after ``now``: the clock of whoever kept this may be ahead.
 
-        Of clocks that differ a little, instants before now stay as they are: services tell each other the
-        earliest instant that any of them knows, which would drift.
+        However often accounts are told to and fro, each instant is moved once for each clock that is behind
+        it; see :mod:`moescope.service.counts.instants`.
+
+        Args:
+            now: seconds of Unix time, on the clock of the service that hears this.
+            known: what that service knows of lives, none of it after now.
         """
-        ahead = max(item.heard_at for item in self.epochs) - now
-        if ahead <= 0:
-            return self
-        # What began before now may be of a clock that is right, and comes again and again: it must not drift.
-        conflicts = tuple(
-            (since - ahead, until - ahead) if since > now else (since, min(until, now))
-            for since, until in self.conflicts
-        )
+        mine = {item.epoch: item for item in known}
         epochs = tuple(
-            item.until(now) if ahead <= _A_LITTLE_S else item.shifted(-ahead) for item in self.epochs
+            item if item.epoch not in mine else item.as_known(mine[item.epoch], now) for item in self.epochs
         )
-        return replace(self, epochs=epochs, conflicts=tuple(sorted(conflicts)))
+        conflicts = (at for conflict in self.conflicts for at in conflict)
+        others = (self.totals.weights.at, *(() if self.base is None else (self.base.at,)))
+        to = not_after(now, (*(at for item in epochs for at in item.instants), *conflicts, *others))
+        if to is None:
+            return replace(self, epochs=epochs) if mine else self
+        weights = replace(self.totals.weights, at=to(self.totals.weights.at))
+        return replace(
+            self,
+            totals=replace(self.totals, weights=weights),
+            epochs=tuple(item.moved(to) for item in epochs),
+            conflicts=tuple((to(since), to(until)) for since, until in self.conflicts),
+            base=None if self.base is None else replace(self.base, at=to(self.base.at)),
+        )
 
 
 def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:

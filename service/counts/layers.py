@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Layout:
         top_k: experts that a token takes in each layer, int64 [L].
     """
 
-    __slots__ = ("__weakref__", "_hash", "index", "layers", "offsets", "top_k", "widest")
+    __slots__ = ("__weakref__", "_hash", "_summed", "index", "layers", "offsets", "top_k", "widest")
 
     def __init__(self, layers: Iterable[MoeLayer]) -> None:
         self.layers: tuple[MoeLayer, ...] = tuple(layers)
@@ -36,6 +36,7 @@ class Layout:
         self.widest = max(sizes, default=0)
         self.top_k: Int64Array = np.array([layer.top_k for layer in self.layers], dtype=np.int64)
         self._hash = hash(self.layers)
+        self._summed: dict[int, tuple[ReferenceType[Int64Array], Int64Array]] = {}
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Layout) and self.layers == other.layers)
@@ -67,6 +68,25 @@ class Layout:
         if not self.layers:
             return np.zeros(0, dtype=np.int64)
         return np.asarray(np.add.reduceat(counts, self.offsets[:-1]), dtype=np.int64)
+
+    def known_sums(self, counts: Int64Array) -> Int64Array:
+        """:meth:`sums` of counts that are never changed, made once for as long as anybody has the array."""
+        known = self._summed.get(id(counts))
+        if known is not None and known[0]() is counts:
+            return known[1]
+        found = self.sums(counts)
+        self._know(counts, found)
+        return found
+
+    def pass_on_sums(self, counts: Int64Array, equal: Int64Array) -> None:
+        """Let the :meth:`known_sums` of counts be those of an equal array too, which never changes either."""
+        known = self._summed.get(id(counts))
+        if known is not None and known[0]() is counts and equal is not counts:
+            self._know(equal, known[1])
+
+    def _know(self, counts: Int64Array, found: Int64Array) -> None:
+        summed, key = self._summed, id(counts)
+        summed[key] = ref(counts, lambda _: summed.pop(key, None)), found
 
     def widened_experts(self, smaller: Layout, values: Int64Array) -> Int64Array:
         """Values by expert of a smaller layout in the order of this one: int64 [sum of experts].

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.counts.ep_slots import EpSlots
-from moescope.service.counts.totals import Decode, Totals
+from moescope.service.counts.ep_slots import EpSlots, no_ep_slots
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.totals import Decode, Totals, no_decode, no_totals
 
 _NARROW: Final = (np.uint8, np.uint16, np.uint32)
 """No uint64: with int64 numpy would make floats of it."""
@@ -26,7 +28,30 @@ def narrowed(totals: Totals) -> Totals:
 
     Differences of two such arrays could wrap: take :func:`widened` before any arithmetic.
     """
-    return _each(totals, _narrow)
+    found = _each(totals, _narrow)
+    totals.layout.pass_on_sums(totals.counts, found.counts)
+    return found
+
+
+def without_decode_arrays(totals: Totals) -> Totals:
+    """:func:`narrowed` totals of whose decode part only tokens and steps are left.
+
+    Its arrays are zeros, which all totals of one shape share.
+    """
+    narrow, decode = narrowed(replace(totals, decode=None)), totals.decode
+    if decode is None:
+        return narrow
+    zeros = _no_decode(totals.layout, totals.ep_slots.ranks)
+    told = replace(zeros, tokens=decode.tokens, steps=decode.steps, mixed_steps=decode.mixed_steps)
+    return replace(narrow, decode=told)
+
+
+@lru_cache(maxsize=16)
+def _no_decode(layout: Layout, ranks: int) -> Decode:
+    nothing = replace(no_totals(layout), ep_slots=no_ep_slots(len(layout.layers), ranks))
+    found = narrowed(replace(nothing, decode=no_decode(nothing))).decode
+    assert found is not None
+    return found
 
 
 def widened(totals: Totals) -> Totals:

@@ -67,7 +67,7 @@ class Track:
 
         Of one instant the last word counts, as in a store, which has milliseconds.
         """
-        if round(1000 * snapshot.at) <= round(1000 * self.newest_at):
+        if not self.says_later(snapshot):
             self.amend(snapshot.totals)
             return
         before = self._snapshots[-1]
@@ -75,6 +75,21 @@ class Track:
         self._snapshots.append(snapshot)
         self.nbytes += self._snapshots[-2].totals.nbytes - before.totals.nbytes + snapshot.totals.nbytes
         self._measure()
+
+    def supersede(self, snapshot: Snapshot) -> None:
+        """:meth:`add` to the only snapshot, and :meth:`drop_oldest`; what goes is not made narrow first."""
+        self._is_cut = True
+        self.complete_since = max(self.complete_since, snapshot.at)
+        self._replace([snapshot])
+
+    def says_later(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is of a later instant than the newest one, as far as a store can tell."""
+        return round(1000 * snapshot.at) > round(1000 * self.newest_at)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Its bytes, :attr:`enough_bytes`, and how many snapshots there are beside the newest."""
+        return self.nbytes, self.enough_bytes, len(self._snapshots) - 1
 
     def _measure(self) -> None:
         """Tell :attr:`enough_bytes`. It is kept, because all tracks are asked whenever memory is full."""
@@ -177,6 +192,7 @@ class History:
         # Kept up to date: every frame asks, and there may be many tracks to sum over.
         self._nbytes = 0
         self._enough_bytes = 0
+        self._older = 0  # snapshots that could go
 
     @property
     def nbytes(self) -> int:
@@ -195,9 +211,9 @@ class History:
         """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
         track = self._tracks.get(key)
         if track is not None:
-            before, enough = track.nbytes, track.enough_bytes
+            before = track.size
             track.set_back(now)
-            self._count(track, before, enough)
+            self._count(track.size, before)
 
     def record(self, key: Key, birth: float, snapshot: Snapshot) -> None:
         """Remember a producer's totals; :meth:`track` then says at which instant.
@@ -208,14 +224,17 @@ class History:
             snapshot: totals over all epochs.
         """
         track = self._tracks.get(key)
-        before, enough = (0, 0) if track is None else (track.nbytes, track.enough_bytes)
+        before = (0, 0, 0) if track is None else track.size
         if track is None:
             track = self._tracks[key] = Track(birth, snapshot)
         else:
             track.birth = min(track.birth, birth)
-            track.add(snapshot)
-        self._count(track, before, enough)
-        if self._nbytes > self._allowed:
+            if self._has_no_room_beside(track, snapshot):
+                track.supersede(snapshot)
+            else:
+                track.add(snapshot)
+        self._count(track.size, before)
+        if self._older and self._nbytes > self._allowed(self._enough_bytes):
             self._make_room()
 
     def amend(self, key: Key, totals: Totals) -> None:
@@ -225,16 +244,15 @@ class History:
             KeyError: nothing was recorded for this producer.
         """
         track = self._tracks[key]
-        before, enough = track.nbytes, track.enough_bytes
+        before = track.size
         track.amend(totals)
-        self._count(track, before, enough)
+        self._count(track.size, before)
 
     def forget(self, key: Key) -> None:
         """Drop a producer's past."""
         track = self._tracks.pop(key, None)
         if track is not None:
-            self._nbytes -= track.nbytes
-            self._enough_bytes -= track.enough_bytes
+            self._count((0, 0, 0), track.size)
 
     def find(self, key: Key) -> Track | None:
         """A producer's past, if anything was recorded."""
@@ -256,21 +274,34 @@ class History:
         """
         return self._tracks[key].span(start, end)
 
-    @property
-    def _allowed(self) -> int:
-        """The bytes that all snapshots may take now."""
-        return min(max(self._budget, self.enough_bytes), self._most)
+    def _allowed(self, enough_bytes: int) -> int:
+        """The bytes that all snapshots may take, where each producer would have enough with so many."""
+        return min(max(self._budget, enough_bytes), self._most)
 
-    def _count(self, track: Track, before: int, enough: int) -> None:
-        """Note what a track takes now, after it took ``before`` and ``enough`` would have been enough."""
-        self._nbytes += track.nbytes - before
-        self._enough_bytes += track.enough_bytes - enough
+    def _has_no_room_beside(self, track: Track, snapshot: Snapshot) -> bool:
+        """Whether a track's only snapshot would go at once if there were a later one.
+
+        With more producers than the budget has room for that is so at each frame: it saves making the
+        snapshot narrow, and a look at all tracks.
+        """
+        if self._older or not track.says_later(snapshot):
+            return False
+        newest, older = snapshot.totals.nbytes, track.nbytes
+        most_enough = self._enough_bytes - track.enough_bytes + newest + (ENOUGH - 1) * older
+        return self._nbytes - older + newest > self._allowed(most_enough)
+
+    def _count(self, now: tuple[int, int, int], before: tuple[int, int, int]) -> None:
+        """Note the size of a track (:attr:`Track.size`), which was another before."""
+        self._nbytes += now[0] - before[0]
+        self._enough_bytes += now[1] - before[1]
+        self._older += now[2] - before[2]
 
     def _make_room(self) -> None:
-        tracks, allowed = list(self._tracks.values()), self._allowed
+        tracks, allowed = list(self._tracks.values()), self._allowed(self._enough_bytes)
         while self._nbytes > allowed:
             thinned = sum(track.thin() for track in tracks)
             if not thinned and not sum(track.drop_oldest() for track in tracks):
                 break  # each track has one snapshot left, which is its totals
             self._nbytes = sum(track.nbytes for track in tracks)
         self._enough_bytes = sum(track.enough_bytes for track in tracks)
+        self._older = len(self) - len(tracks)

@@ -12,8 +12,8 @@ from typing import Final
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
 from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.choosing import takes_place
 from moescope.service.counts.layers import Layout, Layouts
-from moescope.service.counts.lives import takes_place
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
@@ -66,6 +66,7 @@ class Ledger:
         self.poster = Poster(self.roster, self.history, clock, keeps)
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
+        self._shown_at = -math.inf  # what the clock showed last, or what is known of services that go by it
         self._round_at = clock()  # when what other services had kept by then was heard
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
@@ -77,7 +78,8 @@ class Ledger:
         if not self._makes_way(posting.key, posting.account):
             return
         account = self._restored(posting.account)
-        self._enter(posting.key, account, posting.at)
+        self._shown_at = max(self._shown_at, *(life.heard_at for life in posting.account.epochs))
+        self._enter(posting.key, account, account.life.heard_at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, posting.account.totals))
         self.continuity.restored(posting.key, posting.at, unbroken)
         if not unbroken:
@@ -101,13 +103,13 @@ class Ledger:
 
     def adopt(self, posting: Posting) -> None:
         """Take in what another service of the store knows of a producer."""
-        now = self._clock()  # the other service's clock may be ahead
-        key, entry, state = posting.key, self.roster.get(posting.key), posting.account.heard_by(now)
+        now = self._time()  # the other service's clock may be ahead
+        key, entry = posting.key, self.roster.get(posting.key)
+        mine = None if entry is None else entry.account.state()
+        told = state = posting.account.heard_by(now, () if mine is None else mine.epochs)
         merged = False
-        if entry is not None:
-            mine = entry.account.state()
+        if entry is not None and mine is not None:
             limits = self._settings.max_epochs, self._settings.stale_after_s
-            told = state
             state = merge_accounts(mine, told, *limits)
             if state is mine:
                 # The row that was told may have taken the place of one that knew more; the store finds out.
@@ -117,16 +119,16 @@ class Ledger:
         elif self.roster.is_full:
             return
         told_at = min(posting.at, now)
-        at = told_at if entry is None else max(told_at, entry.received_at)
         account = self._restored(state)
         if not self._makes_way(key, state):
             return
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
-        self._enter(key, account, at)
+        # Not the row's time: that may be when a former start's late frame came.
+        self._enter(key, account, min(account.life.heard_at, now))
         known = self.history.find(key)
         newest_at = -math.inf if known is None else known.newest_at
-        self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
+        self.history.record(key, min(posting.birth, told_at), Snapshot(told_at, state.totals))
         track = self.history.track(key)
         if entry is not None and (told_at < self._round_at or now - self._round_at > _LONG_S):
             track.heard_late(now)
@@ -186,11 +188,20 @@ class Ledger:
             track.birth, track.complete_since, tuple(instants), (first, *later), track.told_until
         )
 
+    def _time(self) -> float:
+        """Now. If the clock was set back meanwhile, what was noted by it is not after that."""
+        now = self._clock()
+        if now < self._shown_at:
+            self.roster.set_back(now)
+            self.placements.set_back(now)
+        self._shown_at = now
+        return now
+
     def _restored(self, state: AccountState) -> Account:
         return Account.restored(state, self._settings.max_epochs, self._settings.stale_after_s)
 
     def _post(self, frame: Frame) -> Verdict:
-        now, key = self._clock(), frame.producer.key
+        now, key = self._time(), frame.producer.key
         entry = self.roster.get(key)
         limits = self._settings
         if entry is None:

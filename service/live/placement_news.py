@@ -52,11 +52,12 @@ class PlacementNews:
         What is told of a producer that isn't here waits for it: its account may come with the next round. Of
         those that don't come it is dropped; together there are never over ``max_producers``.
         """
+        told = told.by(self._clock())
         if self._roster.get(told.key) is not None:
             self._take(told)
             return
         _, early = self._early.get(told.key, (0.0, None))
-        if early is not None and early.order > told.order:
+        if early is not None and not told.is_over(early, None):
             return
         # It may be old when it comes: of a service that was cut off from the store.
         if early is not None or self._roster.has_room_for(len(self._early)):
@@ -82,7 +83,8 @@ class PlacementNews:
         A service that was cut off from the store may have put something older there in place of what is known
         here: that is kept again.
         """
-        newer = self._placements.take(told)
+        entry = self._roster.get(told.key)
+        newer = self._placements.take(told, None if entry is None else entry.account.life.epoch)
         if newer is not None and self._keeps:
             self._told[told.key] = newer.document()
 

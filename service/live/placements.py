@@ -48,6 +48,7 @@ class ToldPlacement(msgspec.Struct, frozen=True):
         at: when it said so, ``started_at`` when its worker began to count: seconds of Unix time on the
             service's clock.
         layers, placement: as in the frame.
+        epoch, seq: of the frame; 0: an earlier moescope kept this.
     """
 
     key: Key
@@ -55,11 +56,34 @@ class ToldPlacement(msgspec.Struct, frozen=True):
     started_at: float
     layers: tuple[MoeLayer, ...]
     placement: Placement
+    epoch: int = 0
+    seq: int = 0
+
+    def is_over(self, other: ToldPlacement, counting: int | None) -> bool:
+        """Whether it holds and the other one doesn't, whichever service heard it and kept it last.
+
+        Both are of one producer. Services' clocks, which may differ, decide only where nothing else does.
+
+        Args:
+            other: the other one.
+            counting: the epoch of the start that counts at present; None: not known.
+        """
+        if self.epoch and self.epoch == other.epoch:
+            return self.seq > other.seq
+        of_present = [item.epoch and item.epoch == counting for item in (self, other)]
+        if of_present[0] != of_present[1]:
+            return bool(of_present[0])
+        return self._order > other._order
 
     @property
-    def order(self) -> tuple[float, int, bytes]:
-        """Of what a producer told, the highest holds, whichever service heard it and kept it last."""
+    def _order(self) -> tuple[float, int, bytes]:
         return self.at, self.placement.version, msgspec.msgpack.encode(self.placement)
+
+    def by(self, now: float) -> ToldPlacement:
+        """The same on a clock that shows ``now``: the clock of whoever heard it may have been ahead."""
+        if max(self.at, self.started_at) <= now:
+            return self
+        return msgspec.structs.replace(self, at=min(self.at, now), started_at=min(self.started_at, now))
 
     def says_as(self, other: ToldPlacement | None) -> bool:
         """Whether both tell the same."""
@@ -115,14 +139,25 @@ class Placements:
             return None
         key, before = frame.producer.key, self._newest.get(frame.producer.key)
         started_at = frame.epoch / 1e9 if started_at is None else started_at
-        told = ToldPlacement(key, at, started_at, tuple(frame.layers), frame.placement)
+        told = ToldPlacement(
+            key, at, started_at, tuple(frame.layers), frame.placement, frame.epoch, frame.seq
+        )
         self._take(told)
         return None if told.says_as(before) else told
 
-    def take(self, told: ToldPlacement) -> ToldPlacement | None:
-        """Take in what a store has of a producer; what it told since, which the store lacks, or None."""
+    def set_back(self, now: float) -> None:
+        """The service's clock was set back: what was told before was not told after ``now``."""
+        self._newest = {key: told.by(now) for key, told in self._newest.items()}
+        for held in (item for known in self._held.values() for item in known):
+            held.at, held.everywhere_at = min(held.at, now), min(held.everywhere_at, now)
+
+    def take(self, told: ToldPlacement, counting: int | None = None) -> ToldPlacement | None:
+        """Take in what a store has of a producer; what it told since, which the store lacks, or None.
+
+        ``counting`` is the epoch of its start that counts at present, if that is known.
+        """
         newest = self._newest.get(told.key)
-        if newest is None or newest.order < told.order:
+        if newest is None or told.is_over(newest, counting):
             self._take(told)
             return None
         return None if told.says_as(newest) else newest

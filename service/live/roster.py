@@ -8,7 +8,7 @@ from typing import Final
 
 from moescope.capture.wire import MAX_LAYERS
 from moescope.service.counts.account import Account
-from moescope.service.counts.conflict import REMEDY, named
+from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.layers import Layout, Shapes
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.row_law import RowLaw
@@ -100,13 +100,14 @@ class Roster:
         if not members:
             del self._members[key[:2]]
 
+    def set_back(self, now: float) -> None:
+        """The service's clock was set back: what all accounts say is compared with each other."""
+        for entry in self._entries.values():
+            entry.account.set_back(now)
+
     def state(self, key: Key, law: RowLaw = _NO_LAW) -> ProducerState:
         """A producer that is here, as of now, with what a law says of it."""
-        entry = self._entries[key]
-        now = self._clock()
-        if entry.account.settle(now):
-            self.enter(key, entry.account, entry.account.life.heard_at)
-            entry = self._entries[key]
+        entry, now = self._settled(key), self._clock()
         latest = entry.account.latest
         assert latest is not None, f"an account without a frame: {key}"
         age = self._age(entry)
@@ -127,6 +128,22 @@ class Roster:
             base=entry.account.base,
             law=law,
         )
+
+    def is_expired(self, key: Key) -> bool:
+        """:attr:`ProducerState.expired` of a producer that is here."""
+        return self._age(self._settled(key)) > self._settings.expire_after_s
+
+    def conflict(self, key: Key) -> Conflict | None:
+        """:attr:`ProducerState.conflict` of a producer that is here."""
+        return self._settled(key).account.conflict(self._clock())
+
+    def _settled(self, key: Key) -> Entry:
+        """A producer's entry, of the life that counts as of now."""
+        entry = self._entries[key]
+        if entry.account.settle(self._clock()):
+            self.enter(key, entry.account, entry.account.life.heard_at)
+            entry = self._entries[key]
+        return entry
 
     def _age(self, entry: Entry) -> float:
         """Seconds since the newest frame, or since the clock was found to be set back to before it."""

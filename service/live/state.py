@@ -164,8 +164,8 @@ class LiveState:
         """
         kept = {} if self._archive is None else self._archive.begins()
         with self._lock:
-            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
-            keys = [item.latest.producer.key for item in states if not item.expired]
+            roster = self._ledger.roster
+            keys = [key for key in roster.members() if not roster.is_expired(key)]
             tracks = [(key, self._ledger.history.track(key)) for key in keys]
             births = {key: track.birth for key, track in tracks}
             cut = {key: track.reaches for key, track in tracks if track.reaches is not None}
@@ -217,11 +217,11 @@ class LiveState:
             found = self._ledger.joins.status(*deployment)
             if not found:
                 return {}
-            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
-        conflict = next((item.conflict.reason for item in states if item.conflict is not None), None)
+            conflicts = map(self._ledger.roster.conflict, self._ledger.roster.members(deployment))
+            conflict = next((item for item in conflicts if item is not None), None)
         if conflict is None:
             return found
-        return {rank: Status(pending=item.pending, reason=conflict) for rank, item in found.items()}
+        return {rank: Status(pending=item.pending, reason=conflict.reason) for rank, item in found.items()}
 
     def producers(self, deployment: Deployment | None = None) -> list[ProducerState]:
         """All producers, or those of one deployment, sorted by key."""

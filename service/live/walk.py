@@ -73,9 +73,10 @@ def walk(archive: Archive | None, found: Looked, ends: Looked | None = None) -> 
         UnwantedError: nobody waits for it any more.
     """
     # While boundaries are read, those that were read with the one before are held, and one before them.
-    _claim(archive, found, 2 * _at_once(found) + 1 + (0 if ends is None else 2))
+    at_once = len(found[0][1].instants) if archive is None and found else _at_once(found)
+    _claim(archive, found, 2 * at_once + 1 + (0 if ends is None else 2))
     before: list[Snapshot] = []
-    for i, row in enumerate(_rows(archive, found, ends)):
+    for i, row in enumerate(_rows(archive, found, ends, at_once)):
         now = [_later(before[n] if before else None, item) for n, item in enumerate(row)]
         if before:
             yield [
@@ -88,28 +89,33 @@ def walk(archive: Archive | None, found: Looked, ends: Looked | None = None) -> 
         before = now
 
 
-def _rows(archive: Archive | None, found: Looked, ends: Looked | None) -> Iterator[Sequence[Snapshot]]:
-    """The producers' totals at one boundary after the other, some read ahead; see :data:`HELD_BYTES`."""
+def _rows(
+    archive: Archive | None, found: Looked, ends: Looked | None, at_once: int
+) -> Iterator[Sequence[Snapshot]]:
+    """The producers' totals at one boundary after the other, of which some are read at once."""
     if not found:
         return
     count = len(found[0][1].instants)
     first, last = (0, count) if ends is None else (1, count - 1)
     if ends is not None:
         yield [memory.found[0] for _, memory in ends]
-    at_once = _at_once(found)
     for begin in range(first, last, at_once):
         some = slice(begin, min(begin + at_once, last))
-        pieces = [
-            (state, replace(memory, instants=memory.instants[some], found=memory.found[some]))
-            for state, memory in found
-        ]
+        pieces = (
+            found
+            if some == slice(0, count)
+            else [
+                (state, replace(memory, instants=memory.instants[some], found=memory.found[some]))
+                for state, memory in found
+            ]
+        )
         yield from zip(*(memory.found for _, memory in _all_improved(archive, pieces)), strict=True)
     if ends is not None:
         yield [memory.found[1] for _, memory in ends]
 
 
 def _at_once(found: Looked) -> int:
-    """How many boundaries are read at once."""
+    """How many boundaries are read of an archive at once; see :data:`HELD_BYTES`."""
     nbytes = sum(state.totals.nbytes for state, _ in found)
     return max(1, min(MOST_AT_ONCE, HELD_BYTES // max(1, nbytes)))
 

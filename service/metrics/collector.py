@@ -26,7 +26,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.measures.balance import GAUGES
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.metrics.families import Gathered, fault_of, metric_of
+from moescope.service.metrics.families import Gathered, fault_of, metric_of, shape_of
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.limit import admit
 from moescope.service.metrics.parts import ranks, steps
@@ -38,6 +38,7 @@ from moescope.service.metrics.samples import Pairs, Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.replica_window import LayerRouting, routing_of
+from moescope.service.windows.shared_sums import SharedSums
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
@@ -77,6 +78,7 @@ class RoutingCollector(Collector):
         self._overflow: Counter[str] = Counter()
         self._known: dict[Deployment, Made] = {}
         self._windows: dict[Deployment, Made] = {}
+        self._sums: dict[Deployment, SharedSums] = {}
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
@@ -96,7 +98,8 @@ class RoutingCollector(Collector):
         }
         if settings.metrics_level is not MetricsLevel.RANK:
             self._parts["dp_ranks"] = _each("dp_ranks", ranks.dp_counters, counters=True)
-        if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
+        self._shows_experts = settings.metrics_level is MetricsLevel.LAYER_EXPERT
+        if self._shows_experts:
             self._parts["experts"] = _each("experts", ranks.expert_counters, counters=True)
 
     def describe(self) -> Iterable[Metric]:
@@ -172,30 +175,36 @@ class RoutingCollector(Collector):
             fitting = self._fitting(name, samples)
             yield from fitting
             yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
+        for sums in self._sums.values():
+            sums.drop_ends()
 
     def _groups(self) -> list[Group]:
         """All deployments; those of which nothing but the age changed have what was made of them before."""
         known, self._known = self._known, {}
+        before, self._sums = self._sums, {}
         found = []
         for group in ranks.groups(self._state):
             made = made_of(known.get(group.deployment), group.spans)
             self._known[group.deployment] = made
             by_part = made.parts.setdefault(group.counters, {})
-            found.append(replace(group, made=by_part))
+            sums = self._sums[group.deployment] = before.pop(group.deployment, None) or SharedSums()
+            found.append(replace(group, made=by_part, experts=self._shows_experts, sums=sums))
         return found
 
     def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
         """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
-        faults = [fault_of(item) for item in samples]
-        wrong = dict.fromkeys(fault for fault in faults if fault is not None)
+        shapes = [shape_of(item) for item in samples]
+        wrong = {shape: fault for shape in dict.fromkeys(shapes) if (fault := fault_of(*shape)) is not None}
         if wrong and self._throttle.allows(name):
             _log.error(
                 "the part %s of /metrics breaks the catalogue, which is a bug: please report it "
                 "(logged once a minute): %s",
                 name,
-                "; ".join(wrong),
+                "; ".join(wrong.values()),
             )
-        return [item for item, fault in zip(samples, faults, strict=True) if fault is None]
+        if not wrong:
+            return samples
+        return [item for item, shape in zip(samples, shapes, strict=True) if shape not in wrong]
 
     def _balance(self, found: list[Group]) -> Iterator[Found]:
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
@@ -211,7 +220,7 @@ class RoutingCollector(Collector):
             by_part = made.parts.setdefault(True, {})
             gauges = by_part.get("balance")
             if gauges is None or group.replica.pool:
-                assessed = assess(merge_spans(spans), self._settings.min_tokens, GAUGES)
+                assessed = assess(merge_spans(spans, sums=group.sums), self._settings.min_tokens, GAUGES)
                 if group.replica.pool:
                     routings.append((group.replica, routing_of(assessed.window)))
                 gauges = list(ranks.balance_gauges(group.deployment, assessed))

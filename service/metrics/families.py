@@ -30,17 +30,21 @@ class Gathered:
         return len(self.samples) + sum(len(table.values) for table in self.tables) + histogram
 
 
-def fault_of(item: Sample | Table) -> str | None:
-    """What the catalogue has against a sample or a table; None: nothing.
+def shape_of(item: Sample | Table) -> tuple[str, int]:
+    """The family that a sample or a table is of, and how many labels its series have."""
+    return item.family, len(item.labels) if isinstance(item, Sample) else len(item.fixed) + 2
+
+
+def fault_of(name: str, labels: int) -> str | None:
+    """What the catalogue has against series of a family with so many labels; None: nothing.
 
     Numbers of labels are compared because the library drops what is too many or too few without a word.
     """
-    family = CATALOGUE.get(item.family)
+    family = CATALOGUE.get(name)
     if family is None:
-        return f"there is no family {item.family}"
-    labels = len(item.fixed) + 2 if isinstance(item, Table) else len(item.labels)
+        return f"there is no family {name}"
     if labels != len(family.labels):
-        return f"{item.family} has {len(family.labels)} labels, not {labels}"
+        return f"{name} has {len(family.labels)} labels, not {labels}"
     return None
 
 

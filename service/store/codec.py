@@ -16,8 +16,9 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
-from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
-from moescope.service.counts.narrow import narrowed, widened
+from moescope.service.counts.account_state import AccountState, Latest, left_out
+from moescope.service.counts.epoch_state import EpochState
+from moescope.service.counts.narrow import widened
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress_pieces, decompress
@@ -186,7 +187,7 @@ def decode_account(blob: object) -> AccountState:
     # Older blobs have the last one only; no epoch is 0.
     forgotten = packed.forgotten or ((packed.forgotten_up_to,) if packed.forgotten_up_to else ())
     out = packed.base
-    base = None if out is None else Base(narrowed(unpack(out.totals, once)), out.restarts, out.at)
+    base = None if out is None else left_out(unpack(out.totals, once), out.restarts, out.at)
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 

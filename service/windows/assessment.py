@@ -160,6 +160,8 @@ def _cells(
 
 def _dp_loads(layer: LayerWindow, alive: tuple[int, ...]) -> FloatArray:
     """Slots of each DP rank, float64 [len(alive)]."""
+    if layer.dp_ranks == alive:  # almost always
+        return layer.slots.astype(np.float64)
     slots = dict(zip(layer.dp_ranks, layer.slots.tolist(), strict=True))
     return np.array([float(slots.get(rank, 0)) for rank in alive])
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.counts.ep_slots import EpSlots
+from moescope.service.counts.layers import Layout
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.spans import Rise
 from moescope.service.measures.arrays import FloatArray
@@ -33,10 +34,11 @@ def dp_to_ep_slots(
     width, found = ep_size, []
     for item in spans:
         rise = item.span.rise
-        slots = _difference(rise)
-        width = max(width, _used(slots.whole, slots.parts))
+        if max(totals.ep_slots.ranks for totals, _ in rise.terms) > width:
+            slots = _difference(rise, None)
+            width = max(width, _used(slots.whole, slots.parts))
         chosen = [rise.layout.index[layer] for layer in layers if layer in rise.layout.index]
-        sent = slots.at(chosen).over_layers().floats()
+        sent = _difference(rise, chosen).over_layers().floats()
         found.append((item.producer.latest.producer.dp_rank, sent))
     flows = np.zeros((len(dp_ranks), width))
     row = {rank: i for i, rank in enumerate(dp_ranks)}
@@ -46,14 +48,16 @@ def dp_to_ep_slots(
     return flows
 
 
-def _difference(rise: Rise) -> EpSlots:
-    """Slots by EP rank between two instants, [L, R]; of nothing else a difference is made."""
-    last = rise.plus.ep_slots
-    if rise.minus is None:
-        return last
-    ranks = max(last.ranks, rise.minus.ep_slots.ranks)
-    first = rise.minus.ep_slots.widened(rise.layout, rise.layout, ranks)
-    return last.widened(rise.layout, rise.layout, ranks).minus(first)
+def _difference(rise: Rise, layers: list[int] | None) -> EpSlots:
+    """Slots by EP rank between two instants in n layers of a rise, [n, R]; None: in all of them."""
+    ranks = max(totals.ep_slots.ranks for totals, _ in rise.terms)
+    last, *first = (_some(totals.ep_slots, rise.layout, layers, ranks) for totals, _ in rise.terms)
+    return last.minus(*first) if first else last
+
+
+def _some(slots: EpSlots, layout: Layout, layers: list[int] | None, ranks: int) -> EpSlots:
+    wide = slots if slots.ranks == ranks else slots.widened(layout, layout, ranks)
+    return wide if layers is None else wide.at(layers)
 
 
 def _used(whole: Int64Array, parts: Int64Array | None) -> int:

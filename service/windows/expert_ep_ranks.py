@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-import numpy as np
-
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, unpack_ids
 
 UNKNOWN: Final = -1
@@ -34,8 +32,28 @@ def ep_ranks_of_experts(
 
 
 def _owners(table: PlacementTable, experts: int) -> list[int]:
-    owners = np.full(experts, UNKNOWN, dtype=np.int64)
+    owners = [UNKNOWN] * experts
     logical, ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
     for expert, rank in zip(logical.tolist(), ranks.tolist(), strict=True):
         owners[expert] = rank if owners[expert] in (UNKNOWN, rank) else SEVERAL
-    return [int(owner) for owner in owners]
+    return owners
+
+
+def distinct(
+    placements: Iterable[tuple[tuple[MoeLayer, ...], Placement]],
+) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
+    """What is enough for :func:`ep_ranks_of_experts` of many layers: hundreds of producers tell the same.
+
+    Args:
+        placements: the layers of each producer, and the placement of their experts.
+
+    Returns:
+        Those that are unlike the one before them of the same version and the same first layer.
+    """
+    found, before = [], {}
+    for layers, placement in placements:
+        key = placement.version, layers[:1]
+        if before.get(key) != (layers, placement):
+            before[key] = layers, placement
+            found.append((layers, placement))
+    return found

@@ -55,7 +55,7 @@ def mismatched(latest: Latest) -> set[int]:
 
 def _slots(counted: Totals) -> tuple[Int64Array, Int64Array, npt.NDArray[np.bool_]]:
     """Slots of each layer, what they should be, and whether they are not."""
-    slots, expected = counted.layout.sums(counted.counts), counted.rows * counted.layout.top_k
+    slots, expected = counted.layout.known_sums(counted.counts), counted.rows * counted.layout.top_k
     return slots, expected, slots != expected
 
 
@@ -90,6 +90,8 @@ def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
     """
     present = of_present_start(list(producers))
     sizes = heard_last(present)
+    if len(present) == sizes.pp_size == 1:  # almost always
+        return [_stage(0, sizes.tp_size, present)]
     by_stage = {rank: list(group) for rank, group in groupby(present, key=_pp_rank)}
     return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
 
@@ -148,9 +150,11 @@ def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:
         newest = [worker.latest.counted for worker in workers]
         if _silent_ranks(workers[0].latest.producer.tp_size, workers) or not all(c.tokens for c in newest):
             continue
-        layout = reduce(Layout.union, (counted.layout for counted in newest))
-        rows = sum(layout.widened_layers(counted.layout, counted.rows) for counted in newest)
-        found += [layout.layers[i].layer for i in np.flatnonzero(np.asarray(rows) == 0).tolist()]
+        layout, rows = newest[0].layout, newest[0].rows
+        if len(newest) > 1:
+            layout = reduce(Layout.union, (counted.layout for counted in newest))
+            rows = np.sum([layout.widened_layers(counted.layout, counted.rows) for counted in newest], axis=0)
+        found += [layout.layers[i].layer for i in np.flatnonzero(rows == 0).tolist()]
     return sorted(found)
 
 

@@ -19,6 +19,7 @@ from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Rise
 from moescope.service.measures.arrays import FloatArray
+from moescope.service.windows.shared_sums import SharedSums
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -30,7 +31,7 @@ class Stack:
     Attributes:
         layout: the L layers.
         counts: slots per logical expert over the DP ranks, int64 [sum of experts]; of the DP ranks that have
-            the layer and lost nothing there, without those that were left out.
+            the layer and lost nothing there, without those that were left out; zeros if nobody wants them.
         slots: slots, int64 [D, L].
         rows: tokens counted, int64 [D, L].
         present: whether the DP rank has a producer with the layer, bool [D, L].
@@ -76,9 +77,21 @@ class Stacker:
         layouts: of all producers.
         ranks: D, the number of DP ranks.
         ep_size: EP ranks there are now; further ones matter only if something went to them.
+        sums: where sums over totals are that other stacks have too; then the totals that are added are held
+            until the stack is made. None: nothing is held.
+        begins_again: other stacks begin with the same totals too, so that those are held that are subtracted.
+        experts: whether counts by expert are wanted.
     """
 
-    def __init__(self, layouts: Iterable[Layout], ranks: int, ep_size: int) -> None:
+    def __init__(
+        self,
+        layouts: Iterable[Layout],
+        ranks: int,
+        ep_size: int,
+        sums: SharedSums | None = None,
+        experts: bool = True,
+        begins_again: bool = False,
+    ) -> None:
         self._layout = reduce(Layout.union, layouts)
         size = (ranks, len(self._layout.layers))
         self._counts = np.zeros(int(self._layout.offsets[-1]), dtype=np.int64)
@@ -92,6 +105,10 @@ class Stacker:
         self._estimated = np.zeros(size[1], dtype=np.int64)
         self._known: dict[Layout, tuple[Int64Array | None, Int64Array | None]] = {}
         self._rank = 0
+        self._sums, self._experts = sums, experts
+        self._held: dict[np.ufunc, list[Totals]] = {} if sums is None else {np.add: []}
+        if sums is not None and begins_again:
+            self._held[np.subtract] = []
 
     @property
     def layout(self) -> Layout:
@@ -130,16 +147,23 @@ class Stacker:
             here = slice(None) if layers is None else layers
             rows[here] += rise.rows
             self._present[rank, here] = True
-        lost = (rows == 0) & computed
-        self._lost[rank] = lost
+        lost = None if rows.all() else (rows == 0) & computed
+        if lost is not None:
+            self._lost[rank] = lost
         if doubt is not None:
             self._partial[rank] = doubt.layers & (rows != 0) & ~self._whole(producers, doubt)
-        seen = ~lost if lost.any() else None
-        added = seen if left_out is None else ~(lost | left_out)
+        seen = ~lost if lost is not None and lost.any() else None
+        added = seen
+        if left_out is not None:
+            added = ~left_out if seen is None else seen & ~left_out
         for rise in producers:
             for totals, add in rise.terms:
-                self._count(rank, totals, add, added)
-                self._place(totals, add, seen)
+                self._sum(rank, totals, add)
+                if added is None and add in self._held and totals.layout == self._layout:
+                    self._held[add].append(totals)
+                else:
+                    self._count(totals, add, added)
+                    self._place(totals, add, seen)
 
     def _whole(self, producers: Sequence[Rise], doubt: Doubt) -> BoolArray:
         """Layers in which one worker alone counted all tokens, so nothing is left for others; bool [L]."""
@@ -153,6 +177,7 @@ class Stacker:
 
     def stack(self) -> Stack:
         """All ranks that were added."""
+        self._add_held()
         return Stack(
             layout=self._layout,
             counts=self._counts,
@@ -168,14 +193,37 @@ class Stacker:
             estimated=self._estimated.tolist(),
         )
 
-    def _count(self, rank: int, totals: Totals, add: np.ufunc, added: BoolArray | None) -> None:
-        """Add a producer's slots by expert in some layers, bool [L]; None: in all that it has."""
-        experts, layers = self._where(totals.layout)
+    def _sum(self, rank: int, totals: Totals, add: np.ufunc) -> None:
+        """Add a producer's slots in each layer that it has."""
+        _, layers = self._where(totals.layout)
         here, slots = slice(None) if layers is None else layers, self._slots[rank]
-        slots[here] = add(slots[here], totals.layout.sums(totals.counts))
+        slots[here] = add(slots[here], totals.layout.known_sums(totals.counts))
+
+    def _add_held(self) -> None:
+        """Add or subtract the totals that are held, and let them go."""
+        for add, totals in self._held.items():
+            if self._sums is None or not totals:
+                continue
+            found = self._sums.of(totals, experts=self._experts, begins=add is np.subtract)
+            if self._experts and found.counts is not None:
+                add(self._counts, found.counts, out=self._counts)
+            width = found.ep_slots.shape[1]
+            self._widen(width)
+            self._ep_slots[:, :width] = add(self._ep_slots[:, :width], found.ep_slots)
+            self._ep_parts[:, :width] = add(self._ep_parts[:, :width], found.ep_parts)
+            self._unplaced = add(self._unplaced, found.unplaced)
+            self._estimated = add(self._estimated, found.estimated)
+        self._held.clear()
+
+    def _count(self, totals: Totals, add: np.ufunc, added: BoolArray | None) -> None:
+        """Add a producer's slots by expert in some layers, bool [L]; None: in all that it has."""
+        if not self._experts:
+            return
+        experts, layers = self._where(totals.layout)
         if experts is None and added is None:
             add(self._counts, totals.counts, out=self._counts)
             return
+        here = slice(None) if layers is None else layers
         own = np.ones(len(totals.layout.layers), np.bool_) if added is None else added[here]
         kept = np.repeat(own, np.diff(totals.layout.offsets))
         where = np.flatnonzero(kept) if experts is None else experts[kept]
@@ -184,9 +232,7 @@ class Stacker:
     def _place(self, totals: Totals, add: np.ufunc, seen: BoolArray | None) -> None:
         """Add a producer's slots by EP rank in some layers, bool [L]; None: in all that it has."""
         width = totals.ep_slots.ranks
-        if width > self._ep_slots.shape[1]:
-            more = ((0, 0), (0, width - self._ep_slots.shape[1]))
-            self._ep_slots, self._ep_parts = np.pad(self._ep_slots, more), np.pad(self._ep_parts, more)
+        self._widen(width)
         _, layers = self._where(totals.layout)
         slots = totals.ep_slots
         if layers is None and seen is None:  # almost always
@@ -205,6 +251,12 @@ class Stacker:
         self._estimated[here] = add(self._estimated[here], totals.estimated[own])
         if slots.parts is not None:
             self._ep_parts[here, :width] = add(self._ep_parts[here, :width], slots.parts[own])
+
+    def _widen(self, ranks: int) -> None:
+        """Have room for so many EP ranks."""
+        if ranks > self._ep_slots.shape[1]:
+            more = ((0, 0), (0, ranks - self._ep_slots.shape[1]))
+            self._ep_slots, self._ep_parts = np.pad(self._ep_slots, more), np.pad(self._ep_parts, more)
 
     def _where(self, part: Layout) -> tuple[Int64Array | None, Int64Array | None]:
         found = self._known.get(part)

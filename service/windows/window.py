@@ -23,6 +23,7 @@ from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, spea
 from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
 from moescope.service.windows.layer_window import LayerWindow, Reasons, layers_of, uncovered_in
+from moescope.service.windows.shared_sums import SharedSums
 from moescope.service.windows.stack import BoolArray, Doubt, Stacker
 from moescope.service.windows.weights import why_weights_differ
 
@@ -145,6 +146,8 @@ def merge_spans(
     part: Part | None = None,
     only: int | None = None,
     doubt_at_end: bool = False,
+    sums: SharedSums | None = None,
+    experts: bool = True,
 ) -> ModelWindow:
     """What the producers of one deployment counted, as one window.
 
@@ -152,7 +155,9 @@ def merge_spans(
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
         only: the DP rank that is wanted; None: all of them.
-        doubt_at_end: see ``at_end`` of :func:`doubts_of`.
+        doubt_at_end: see ``at_end`` of :func:`doubts_of`; for counters, which begin with the same again.
+        sums: where sums are that other windows of the deployment with the same end have too; None: nowhere.
+        experts: whether anybody wants counts by expert; else those of all layers are zeros.
 
     Raises:
         UnwantedError: nobody waits for it any more.
@@ -163,8 +168,9 @@ def merge_spans(
     ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
     doubts = doubts_of(by_rank, ended, doubt_at_end)
     stages = stages_of(spans) if doubts else {}
+    shared = sums if part is None else None  # the parts are large, and only one rank's are held at a time
     shown = by_rank if only is None else {only: by_rank[only]}
-    stacker, found = Stacker(layouts, len(shown), ep_size), []
+    stacker, found = Stacker(layouts, len(shown), ep_size, shared, experts, doubt_at_end), []
     in_doubt: dict[int, dict[int, str]] = {}
     broken: dict[int, dict[int, str]] = {}
     told_tokens: list[int] = []

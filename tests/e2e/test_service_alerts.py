@@ -17,7 +17,7 @@ from devkit.processes import free_port
 from moescope.capture.wire import CONTENT_TYPE
 from moescope.dashboards.alert_rules import ALERTS
 from tests.dashboards.alerts.fast_service import fast_service
-from tests.dashboards.alerts.scaled import FastClock, minutes
+from tests.dashboards.alerts.scaled import FastClock
 from tests.dashboards.alerts.world import World, world
 
 pytestmark = pytest.mark.e2e
@@ -71,11 +71,11 @@ def test_each_fault_of_a_service_is_one_notification_and_clears(tmp_path: Path) 
             services.start(alert, faulty=True)
         first, *others = (services.url(alert) for alert in FAULTS)
         it = stack.enter_context(world(first, clock, tmp_path, tuple(others)))
-        time.sleep(minutes(6))
+        time.sleep(clock.minutes(6))
         services.end("MoescopeDown")
         groups = {alert: urlsplit(services.url(alert)).netloc for alert in FAULTS}
         mended: set[str] = set()
-        deadline = time.monotonic() + minutes(DEADLINE_MINUTES)
+        deadline = time.monotonic() + clock.minutes(DEADLINE_MINUTES)
         while not all(it.told_of(group, "resolved") for group in groups.values()):
             assert time.monotonic() < deadline, it.account()
             if "MoescopeRefusedFrames" not in mended:

@@ -34,7 +34,15 @@ from moescope.service.api.schemas.compact import (
     window_of,
 )
 from moescope.service.api.schemas.measures import values_of
-from moescope.service.api.schemas.view import HotSpot, View, ViewLayer, ViewPhases, ViewRank, ViewSummary
+from moescope.service.api.schemas.view import (
+    HotSpot,
+    View,
+    ViewEpRanks,
+    ViewLayer,
+    ViewPhases,
+    ViewRank,
+    ViewSummary,
+)
 from moescope.service.api.schemas.windows import partial_of, pick_layers
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
@@ -42,19 +50,21 @@ from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
-from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
+from moescope.service.windows.ep_rank_sums import ep_rank_sums
+from moescope.service.windows.expert_ep_ranks import distinct, ep_ranks_of_experts
 from moescope.service.windows.hot_spots import hot_spot
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
 from moescope.service.windows.seconds import seconds_of
 from moescope.service.windows.window import DpRank, ModelWindow
 
-Part = Literal["counts", "flows", "owners", "hot"]
+Part = Literal["counts", "flows", "owners", "ep_ranks", "hot"]
 PartsParam = Annotated[
     list[Part] | None,
     Query(
         description="What to add: `counts` by expert, `flows` from DP to EP ranks, `owners` of experts, "
-        "`hot`: the busiest EP rank and expert of each layer."
+        "`ep_ranks`: sums over layers by EP rank in place of each layer's `ep_slots`, `hot`: the busiest EP "
+        "rank and expert of each layer."
     ),
 ]
 MAX_FLOWS: Final = 1 << 18
@@ -100,8 +110,10 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         wanted = set(parts or ())
         if "counts" in wanted:
             result.counts = _counts(layers)
+        if "ep_ranks" in wanted:
+            _add_ep_ranks(result, found, picked)
         if wanted & {"owners", "hot"}:
-            placements = state.placements(deployment)
+            placements = distinct(state.placements(deployment))
             owners = [ep_ranks_of_experts(item.shape, placements) for item in layers]
             result.owners = owners if "owners" in wanted else None
             if "hot" in wanted:
@@ -155,6 +167,7 @@ def _view(
         flows=None,
         flows_reason=None,
         owners=None,
+        ep_ranks=None,
         hot=None,
     )
 
@@ -202,6 +215,19 @@ def _counts(layers: list[LayerWindow]) -> list[list[int] | None]:
 def _hot(layer: LayerWindow, loads: FloatArray | None, owners: list[int] | None) -> HotSpot | None:
     found = hot_spot(layer.counts, loads, owners)
     return None if found is None or layer.not_seen else HotSpot(found.rank, found.expert, found.over_fair)
+
+
+def _add_ep_ranks(result: View, found: Assessment, picked: list[int]) -> None:
+    """Add sums by EP rank, and leave out what they are the sums of."""
+    cells = [(found.window.layers[i].shape.layer, found.ep_ranks.cells[i]) for i in picked]
+    sums = ep_rank_sums(
+        [(layer, cell.loads) for layer, cell in cells if cell.measures and cell.loads is not None]
+    )
+    result.ep_ranks = ViewEpRanks(
+        sums.slots.tolist(), sums.caused.tolist(), sums.busiest.tolist(), sums.worst_layer
+    )
+    for layer in result.layers:
+        layer.ep_slots = None
 
 
 def _add_flows(

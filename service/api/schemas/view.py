@@ -52,7 +52,7 @@ class ViewSummary(msgspec.Struct):
 
 
 class ViewLayer(msgspec.Struct):
-    """One MoE layer; null is no sample, for the reason given.
+    """One MoE layer; null is no sample, for the reason given. `ep_slots` is null too beside `ep_ranks`.
 
     `ep_estimate` says why `ep_slots` and what follows from them are an estimate; null: they are exact.
     """
@@ -68,6 +68,20 @@ class ViewLayer(msgspec.Struct):
     ep_estimate: str | None
     over_experts: CompactMeasures | None
     reason: str | None
+
+
+class ViewEpRanks(msgspec.Struct):
+    """Sums over the layers that have a sample over EP ranks, one number an EP rank.
+
+    `caused` are the slots that the other ranks waited for it, by the sums of the window: in each layer max -
+    mean, for the busiest rank. `busiest` are the layers in which it was that; ranks that tie share both.
+    `worst_layer` is the layer in which it caused most; null: it caused no waiting.
+    """
+
+    slots: list[float]
+    caused: list[float]
+    busiest: list[float]
+    worst_layer: list[int | None]
 
 
 class HotSpot(msgspec.Struct):
@@ -91,6 +105,7 @@ class View(msgspec.Struct):
     where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
     both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
     needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
+    `ep_ranks` has sums over layers by EP rank, in place of the `ep_slots` of each layer.
     `hot` has the busiest EP rank and expert of each layer; null for a layer without slots.
     `conflict` says why there is no balance because several live processes claim one rank, or did in the
     window.
@@ -121,4 +136,5 @@ class View(msgspec.Struct):
     flows: list[list[float]] | None
     flows_reason: str | None
     owners: list[list[int] | None] | None
+    ep_ranks: ViewEpRanks | None
     hot: list[HotSpot | None] | None

@@ -22,6 +22,7 @@ from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.windows.assessment import Assessment, Cell
 from moescope.service.windows.health import absent_layers, mismatched, stages, unseen_layers
+from moescope.service.windows.shared_sums import SharedSums
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 Found = Sample | Table
@@ -38,12 +39,16 @@ class Group:
             because sums over ranks must not shrink.
         counters: whether counters can be shown; see :mod:`moescope.service.live.continuity`.
         made: what parts made of it, by the part's name, since anything of it changed but its age.
+        experts: whether counts by expert are shown.
+        sums: what its windows have in common.
     """
 
     deployment: Deployment
     spans: tuple[ProducerSpan, ...]
     counters: bool = True
     made: dict[str, list[Found]] = field(default_factory=dict)
+    experts: bool = True
+    sums: SharedSums = field(default_factory=SharedSums)
 
     @cached_property
     def producers(self) -> tuple[ProducerState, ...]:
@@ -61,7 +66,9 @@ class Group:
 
         A worker whose capture was off once and that counts again is no reason to withhold counters for ever.
         """
-        return merge_spans(self.spans, doubt_at_end=True)
+        found = merge_spans(self.spans, doubt_at_end=True, sums=self.sums, experts=self.experts)
+        self.sums.drop_ends()
+        return found
 
     @cached_property
     def ep_size(self) -> int:

@@ -25,6 +25,7 @@ from moescope.service.metrics.text.digits import WIDTH, Numbers, go_number
 from moescope.service.metrics.text.lines import Lines, escaped
 
 _Key = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
+_Series = tuple[tuple[str, ...], Pairs]
 _Part = bytes | tuple[Lines, list[Numbers]]
 
 _FEW: Final = 24
@@ -45,7 +46,7 @@ class Writer:
         self._lock = threading.Lock()
         self._lines: OrderedDict[_Key, Lines] = OrderedDict()
         self._size = 0
-        self._texts: dict[str, dict[tuple[tuple[str, ...], Pairs], str]] = {}
+        self._begins: dict[str, tuple[list[_Series], list[str]]] = {}
 
     @property
     def cached_bytes(self) -> int:
@@ -71,20 +72,29 @@ class Writer:
         return _together(parts)
 
     def _narrow_lines(self, metric: NarrowMetric, openmetrics: bool) -> bytes:
-        """The lines of a narrow family; the texts of its labels stay until a scrape without the series."""
-        known = self._texts.get(metric.sample_name, {})
-        kept: dict[tuple[tuple[str, ...], Pairs], str] = {}
-        names, lines = metric.labels, [_head(metric, openmetrics)]
-        for sample, place in zip(metric.found, metric.places, strict=True):
-            key = sample.labels, place
-            labels = known.get(key)
-            if labels is None:
-                labels = _label_text((*zip(names, sample.labels, strict=True), *place))
-            kept[key] = labels
-            lines.append(f"{metric.sample_name}{labels} {go_number(sample.value)}\n")
-            if openmetrics and sample.created is not None:
-                lines.append(f"{metric.name}_created{labels} {go_number(sample.created)}\n")
-        self._texts[metric.sample_name] = kept  # at once, whatever other threads write
+        """The lines of a narrow family; what each begins with stays until a scrape with other series."""
+        series = [(sample.labels, place) for sample, place in zip(metric.found, metric.places, strict=True)]
+        known, begins = self._begins.get(metric.sample_name, ([], []))
+        if known != series:
+            before, names = dict(zip(known, begins, strict=True)), metric.labels
+            begins = [
+                before.get(item)
+                or f"{metric.sample_name}{_label_text((*zip(names, item[0], strict=True), *item[1]))} "
+                for item in series
+            ]
+            self._begins[metric.sample_name] = series, begins  # at once, whatever other threads write
+        lines = [_head(metric, openmetrics)]
+        if not openmetrics:
+            lines += [
+                f"{begin}{go_number(sample.value)}\n"
+                for begin, sample in zip(begins, metric.found, strict=True)
+            ]
+            return "".join(lines).encode()
+        for begin, sample in zip(begins, metric.found, strict=True):
+            lines.append(f"{begin}{go_number(sample.value)}\n")
+            if sample.created is not None:
+                labels = begin[len(metric.sample_name) :]
+                lines.append(f"{metric.name}_created{labels}{go_number(sample.created)}\n")
         return "".join(lines).encode()
 
     def _lines_of(self, metric: WideMetric, table: Table) -> Lines:

@@ -34,7 +34,7 @@ export function queryOf(params, { server, model }, phases) {
 export function overviewAsks(/** @type {ReturnType<typeof queryOf>} */ query) {
   const { server, model, start, end } = query;
   return /** @type {[string, Record<string, any>][]} */ ([
-    ["v1/view", { ...query, parts: ["hot"] }],
+    ["v1/view", { ...query, parts: ["ep_ranks", "hot"] }],
     ["v1/verdict", { server, model, start: start ?? 0, end }],
   ]);
 }

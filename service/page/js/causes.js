@@ -18,39 +18,28 @@ const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 /**
  * Each EP rank's part in the waiting of a window.
- * @param {any} view of /v1/view with `hot`
+ * @param {any} view of /v1/view with `ep_ranks` and `hot`
  * @param {any} waited of /v1/stragglers
  * @returns {{causes: Cause[], bySteps: boolean, untold: number}} `untold`: share of the waiting of which it isn't known who caused it
  */
 export function causesOf(view, waited) {
-  const layers = view.layers.filter((layer) => layer.over_ep_ranks && layer.ep_slots);
   const bySteps = waited.straggler_cost !== null && waited.hottest.length > 0;
-  const parts = bySteps ? waited.layers.filter((layer) => layer.caused.length).map(({ layer, caused }) => ({ layer, caused })) : layers.map(byItsSums);
-  const size = Math.max(0, ...parts.map(({ caused }) => caused.length), ...layers.map((layer) => layer.ep_slots.length));
-  const total = bySteps ? waited.max_slots - waited.mean_slots : sum(parts.map(({ caused }) => sum(caused)));
-  const often = bySteps ? waited.hottest : busiestOf(layers, size);
-  const slots = Array(size).fill(0);
-  for (const { ep_slots: of } of layers) of.forEach((load, rank) => (slots[rank] += load));
-  const sums = Array(size).fill(0);
-  const worsts = Array(size).fill(null);
-  for (const part of parts) {
-    part.caused.forEach((waiting, rank) => {
-      sums[rank] += waiting;
-      if (waiting > (worsts[rank]?.caused[rank] ?? 0)) worsts[rank] = part;
-    });
-  }
-  const fair = sum(slots) / size;
+  const told = view.ep_ranks;
+  const { caused, worst_layer: worst, busiest: often } = bySteps ? ofSteps(waited) : told;
+  const size = Math.max(caused.length, told.slots.length);
+  const total = bySteps ? waited.max_slots - waited.mean_slots : sum(caused);
+  const fair = sum(told.slots) / size;
   const oftenest = sum(often) || 1;
   const hot = new Map(view.layers.map((layer, i) => [layer.layer, view.hot?.[i]]));
-  const causes = slots.map((load, rank) => {
-    const worst = worsts[rank];
-    const spot = worst && hot.get(worst.layer);
+  const causes = Array.from({ length: size }, (_, rank) => {
+    const layer = worst[rank] ?? null;
+    const spot = hot.get(layer);
     return {
       rank,
-      caused: total > 0 ? sums[rank] / total : 0,
+      caused: total > 0 ? (caused[rank] ?? 0) / total : 0,
       busiest: (often[rank] ?? 0) / oftenest,
-      load: fair ? load / fair : null,
-      layer: worst?.layer ?? null,
+      load: fair ? (told.slots[rank] ?? 0) / fair : null,
+      layer,
       expert: spot?.ep_rank === rank ? spot : null,
       even: 1 / size,
       most: 0,
@@ -61,23 +50,20 @@ export function causesOf(view, waited) {
   return { causes, bySteps, untold: total > 0 ? untold : 0 };
 }
 
-/** The waiting of a layer, all of it caused by its busiest rank; ranks that tie share it. */
-function byItsSums({ layer, ep_slots: slots }) {
-  const waiting = Math.max(...slots) - sum(slots) / slots.length;
-  return { layer, caused: busiest(slots).map((part) => part * waiting) };
-}
-
-/** 1 for the busiest rank, 0 for the others; ranks that tie share it. */
-function busiest(slots) {
-  const most = Math.max(...slots);
-  const ties = slots.filter((load) => load === most).length;
-  return slots.map((load) => (load === most ? 1 / ties : 0));
-}
-
-function busiestOf(layers, size) {
-  const times = Array(size).fill(0);
-  for (const { ep_slots: slots } of layers) busiest(slots).forEach((part, rank) => (times[rank] += part));
-  return times;
+/** The same of single steps as `ep_ranks` of a view has of the window's sums. */
+function ofSteps(waited) {
+  const layers = waited.layers.filter((layer) => layer.caused.length);
+  const size = Math.max(0, ...layers.map(({ caused }) => caused.length));
+  const caused = Array(size).fill(0);
+  const most = Array(size).fill(0);
+  const worst = Array(size).fill(null);
+  for (const layer of layers) {
+    layer.caused.forEach((waiting, rank) => {
+      caused[rank] += waiting;
+      if (waiting > most[rank]) [most[rank], worst[rank]] = [waiting, layer.layer];
+    });
+  }
+  return { caused, worst_layer: worst, busiest: waited.hottest };
 }
 
 /** The panel of the Overview. */

@@ -20,6 +20,12 @@ _CONNECT_S: Final = 5
 _SECRET_LENGTH: Final = 4  # a shorter one may be a part of any word
 _LONG_S: Final = 600.0
 """For so long maintenance may take over one statement."""
+_LOOKS_S: Final = (0.02, 0.5)
+"""How long to wait before looking whether it has, first and at most."""
+_CHANGES: Final = (
+    "SELECT latest_fail_reason FROM system.mutations WHERE database = {database:String} "
+    "AND table = {table:String} AND NOT is_done ORDER BY latest_fail_reason DESC LIMIT 1"
+)
 # The server gathers what several services insert, and answers when it is written.
 # A batch may have traces of any number of days, if their workers' clocks are off; it has MAX_BATCH at most.
 # Nothing needs the server's own deduplication, as a row replaces the row about the same thing. It would leave
@@ -92,6 +98,33 @@ class Connection:
             self._patient = self._tried(lambda: self._open(_LONG_S))
             self._patient.database = self.database
         self._tried(lambda: self._patient.raw_query(*in_fields(sql, parameters)))
+
+    def delete(self, table: str, where: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Delete rows, and wait until they are gone, which may take minutes; for one thread.
+
+        The server does that in its background. So a query that has to wait for the one that runs does not
+        wait for that, and no proxy takes a statement of minutes for one that hangs, and has it sent again.
+
+        Raises:
+            StoreError: it failed, or an earlier change of the table did: more are not queued behind that.
+        """
+        self._settle(table)
+        # Asked for how far it is, another replica may not have heard of it: then the server waits for all.
+        begin = "" if self.cluster is not None else " SETTINGS lightweight_deletes_sync = 0"
+        self.maintain(f"DELETE FROM {table} WHERE {where}{begin}", parameters)
+        self._settle(table)
+
+    def _settle(self, table: str) -> None:
+        """Wait until the server has done what changes rows of a table."""
+        began, wait_s = time.monotonic(), _LOOKS_S[0]
+        asked = {"database": self.database, "table": table}
+        while changes := self.rows(_CHANGES, "t", asked):
+            [(failure,)] = changes
+            if failure or time.monotonic() - began > _LONG_S:
+                said = failure[:300] or f"it is not done after {_LONG_S:.0f} s"
+                raise StoreError(f"the store {self.name} could not delete from {table}: {said}")
+            self._sleep(wait_s)
+            wait_s = min(2 * wait_s, _LOOKS_S[1])
 
     def rows(self, sql: str, kinds: str, parameters: Mapping[str, object] | None = None) -> list[Any]:
         """The rows of a query; for ``kinds`` see :func:`decode_rows`. Parameters are ``{name:Type}``."""

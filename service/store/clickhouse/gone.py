@@ -39,8 +39,9 @@ def remember(
         f"SELECT at_ms, name FROM gone FINAL ORDER BY at_ms DESC, name DESC LIMIT 1 OFFSET {MOST}", "ii"
     )
     if newest:
-        connection.maintain(
-            "DELETE FROM gone WHERE at_ms < {at:Int64} OR at_ms = {at:Int64} AND name <= {name:Int64}",
+        connection.delete(
+            "gone",
+            "at_ms < {at:Int64} OR at_ms = {at:Int64} AND name <= {name:Int64}",
             dict(zip(("at", "name"), newest[0], strict=True)),
         )
 

@@ -150,7 +150,7 @@ def delete(connection: Server, table: str, doomed: str, parameters: Mapping[str,
     # Looked for first: a DELETE rewrites parts even if it finds nothing.
     [(count,)] = connection.rows(f"SELECT toInt64(count()) FROM {table} WHERE {doomed}", "i", parameters)
     if count:
-        connection.maintain(f"DELETE FROM {table} WHERE {doomed}", parameters)
+        connection.delete(table, doomed, parameters)
 
 
 def key_of(row: Sequence[Any]) -> Key:

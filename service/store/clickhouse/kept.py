@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from moescope.service.counts.account_state import AccountState, EpochState
+from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.store.records import Key, Posting
 
 
@@ -17,9 +18,11 @@ class Mark(NamedTuple):
         joined: steps that were joined.
         left_out: tokens that counters leave out, negative: the less they leave out the more is known.
         seen: how many starts the account knows of.
-        since: when the start began, when its counting did and when its first frame came; of the newest one
-            also when the producer's counting began. Milliseconds. Frames come doubled and late, so services
-            hear of one start at different times: of each instant the earliest holds.
+        since: when the start began, when its counting did and when its first frame came, and its least lag;
+            of the newest one also when the producer's counting began. Milliseconds. Frames come doubled and
+            late, so services hear of one start at different times: of each of these the earliest holds.
+        until: when it was heard, its totals were true, it went on and it overlapped others last, in
+            milliseconds, and how often: of each of these the latest holds.
     """
 
     seq: int
@@ -27,17 +30,19 @@ class Mark(NamedTuple):
     left_out: int = 0
     seen: int = 0
     since: tuple[int, ...] = ()
+    until: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, posting: Posting, life: EpochState) -> Mark:
         """What a row with this posting tells of one of its starts; the newest one tells of all."""
         account, base = posting.account, posting.account.base
-        since = tuple(round(1000 * at) for at in (life.began_at, life.started_at, life.came_at))
+        since = _ms(life.began_at, life.started_at, life.came_at, life.lag)
+        until = (*_ms(life.heard_at, life.made_at, life.going_at, life.spoken_at), life.overlaps)
         if life.epoch != account.latest.epoch:
-            return cls(life.seq, life.joined, since=since)
+            return cls(life.seq, life.joined, since=since, until=until)
         left_out = 0 if base is None else -1 - base.totals.tokens
         since += (round(1000 * posting.birth),)
-        return cls(life.seq, life.joined, left_out, account.epochs_seen, since)
+        return cls(life.seq, life.joined, left_out, account.epochs_seen, since, until)
 
     def is_over(self, other: Mark | None) -> bool:
         """Whether it tells something that the other one doesn't."""
@@ -48,7 +53,12 @@ class Mark(NamedTuple):
             or self.left_out > other.left_out
             or self.seen > other.seen
             or any(mine < its for mine, its in zip(self.since, other.since, strict=False))
+            or any(mine > its for mine, its in zip(self.until, other.until, strict=False))
         )
+
+
+def _ms(*seconds: float) -> tuple[int, ...]:
+    return tuple(round(1000 * each) for each in seconds)
 
 
 class Kept:

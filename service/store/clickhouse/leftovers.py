@@ -83,8 +83,8 @@ class Leftovers:
                     self._delete(where, {**old, "kind": kind, "names": some})
 
     def _delete(self, where: str, parameters: dict[str, object]) -> None:
-        self._connection.maintain(
-            f"DELETE FROM document WHERE {where} AND name IN {{names:Array(String)}} AND {_OLD}", parameters
+        self._connection.delete(
+            "document", f"{where} AND name IN {{names:Array(String)}} AND {_OLD}", parameters
         )
 
 

@@ -26,6 +26,9 @@ class Server(Protocol):
     def maintain(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement without an answer that may take minutes."""
 
+    def delete(self, table: str, where: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Delete rows, and wait until they are gone, which may take minutes."""
+
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         """Insert rows."""
 
@@ -57,6 +60,10 @@ class Paced:
     def maintain(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement without an answer that may take minutes."""
         self._then_pause(lambda: self._server.maintain(sql, parameters))
+
+    def delete(self, table: str, where: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Delete rows, and wait until they are gone, which may take minutes."""
+        self._then_pause(lambda: self._server.delete(table, where, parameters))
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         """Insert rows."""

@@ -14,8 +14,9 @@ ROLLED_UP: Final = "rolled_up"
 """Kind of the documents that say, by a bucket's length, up to which instant history is rolled up."""
 _DAY_MS: Final = 86_400_000
 _LEAST_MS: Final = 300_000
-_MOST_ROWS: Final = 100_000
+_MOST_ROWS: Final = 50_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
+_GROWTH: Final = 4
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
 _NOTED_MS: Final = 8 * _DAY_MS
@@ -87,7 +88,7 @@ class Rolling:
 
     def _piece(self, at_ms: int, until_ms: int) -> int:
         """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
-        length = min(_DAY_MS, 4 * self._length_ms)  # the one before it had about as many rows
+        length, growth = self._length_ms, _GROWTH
         while length > _LEAST_MS:
             span = {"since": at_ms // 1000, "until": (at_ms + length) // 1000}
             [(rows,)] = self._connection.rows(
@@ -96,9 +97,10 @@ class Rolling:
                 span,
             )
             if rows <= _MOST_ROWS:
+                growth = min(_GROWTH, _MOST_ROWS // max(1, rows))
                 break
-            length = max(_LEAST_MS, length // 4)
-        self._length_ms = length
+            length = max(_LEAST_MS, min(length // 2, length * _MOST_ROWS // rows))
+        self._length_ms = min(_DAY_MS, length * growth)  # the next one has about as many rows
         return min(until_ms, at_ms + length // _LEAST_MS * _LEAST_MS)
 
     def _roll_up_piece(self, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
@@ -152,18 +154,36 @@ class Rolling:
         """
         if not self._has_before(old_ms):  # epochs are no order: they are of the clocks of hosts
             return
-        key, asked = ", ".join(_one_of("life")), {"before": before_ms, "old": old_ms}
+        key = ", ".join(_one_of("life"))
         # By seconds the server skips what is of other times.
         span = "second <= intDiv({before:Int64}, 1000) AND at_ms < {before:Int64}"
-        doomed = (
-            f"{span} AND ({key}, at_ms) NOT IN "
-            f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})"
-        )
-        [(old,)] = self._connection.rows(
-            f"SELECT toInt64(count()) FROM life WHERE at_ms < {{old:Int64}} AND {doomed}", "i", asked
-        )
-        if old:
-            self._connection.maintain(f"DELETE FROM life WHERE {doomed}", asked)
+        if self._has_more_than_the_newest(before_ms, old_ms):
+            self._connection.delete(
+                "life",
+                f"{span} AND ({key}, at_ms) NOT IN "
+                f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})",
+                {"before": before_ms},
+            )
+
+    def _has_more_than_the_newest(self, before_ms: int, old_ms: int) -> bool:
+        """Whether a start that has totals from before ``old_ms`` has several from before ``before_ms``.
+
+        The first piece of time is looked at first: where much is too old, it tells, and takes little time.
+        """
+        first_ms = self._first()
+        pieces = [] if first_ms is None or first_ms >= before_ms else [self._piece(first_ms, before_ms)]
+        key = ", ".join(_one_of("life"))
+        for until_ms in dict.fromkeys([*pieces, before_ms]):
+            several = self._connection.rows(
+                f"SELECT min(at_ms) FROM life WHERE second <= intDiv({{until:Int64}}, 1000) "
+                f"AND at_ms < {{until:Int64}} GROUP BY {key} "
+                "HAVING min(at_ms) < {old:Int64} AND uniqExact(at_ms) > 1 LIMIT 1",
+                "i",
+                {"until": until_ms, "old": old_ms},
+            )
+            if several:
+                return True
+        return False
 
     def _has_before(self, before_ms: int) -> bool:
         """Whether there is history by start from before an instant; reads as little as can tell."""

@@ -6,7 +6,7 @@ place of a question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from moescope.service.store.clickhouse.connection import Connection
@@ -20,10 +20,13 @@ _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
 _MOST_NAMED: Final = 4096
 """Requests that a question names, at most; of more the server finds out which they are several times."""
-_NAMED: Final = (
+_IDS: Final = "request_id IN {ids:Array(String)}"
+_WHO: Final = (
     "server IN {servers:Array(String)} AND model IN {models:Array(String)} "
-    "AND dp_rank IN {ranks:Array(Int64)} AND request_id IN {ids:Array(String)}"
+    "AND dp_rank IN {ranks:Array(Int64)}"
 )
+_KINDS: Final = ("String", "String", "Int64", "String", "Int64", "Int64", "Int64", "Int64")
+"""Types of the columns of :data:`TRACE`."""
 _TOOK: Final = "layer = {layer:Int64}", "has(taken, {expert:Int64})"
 
 
@@ -48,13 +51,13 @@ class Took(NamedTuple):
     Attributes:
         chosen: they.
         took: whether a row is of a trace that has such a token, complete or not; with parameters ``asked``.
-        low: only those were looked for of which a part has at least this number; 0: all.
+        traces: these traces; nothing where the requests are too many to be named.
     """
 
     chosen: Chosen
     took: str
     asked: dict[str, object]
-    low: int = 0
+    traces: Sequence[tuple[Any, ...]] = ()
 
 
 def simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
@@ -101,20 +104,48 @@ def among(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | N
     return Chosen(*named(newest), newest)
 
 
+def newest_among(
+    connection: Connection, query: TraceQuery, high: int, size: int
+) -> tuple[int, Chosen | None]:
+    """The requests of the newest ``size`` parts below a number that may match; None: there are none.
+
+    Returns:
+        The number of the oldest of these parts, 0 if there are no more before them; and the requests.
+    """
+    clauses, asked = simple_conditions(query)
+    source = f"FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}}"
+    asked["high"] = high
+    if size > _MOST_NAMED:
+        oldest = connection.rows(
+            f"SELECT come {source} ORDER BY come DESC LIMIT 1 OFFSET {{size:Int64}}",
+            "i",
+            {**asked, "size": size - 1},
+        )
+        low = oldest[0][0] if oldest else 0
+        return low, among(connection, query, (low, high))
+    rows = connection.rows(
+        f"SELECT {_REQUEST}, come {source} ORDER BY come DESC LIMIT {{size:Int64}}",
+        "ttiti",
+        {**asked, "size": size},
+    )
+    newest = {tuple(request): number for *request, number in reversed(rows)}
+    low = rows[-1][-1] if len(rows) == size else 0
+    return low, Chosen(*named(newest), newest) if newest else None
+
+
 def named(requests: Iterable[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
     """A condition for all rows of requests, in any table, and maybe of some more; and its parameters."""
     columns = zip(("servers", "models", "ranks", "ids"), zip(*requests, strict=True), strict=True)
-    return _NAMED, {name: list(dict.fromkeys(values)) for name, values in columns}
+    return f"{_IDS} AND {_WHO}", {name: list(dict.fromkeys(values)) for name, values in columns}
 
 
-def that_took(connection: Connection, query: TraceQuery, chosen: Chosen, newest_only: bool) -> Took | None:
+def that_took(connection: Connection, query: TraceQuery, chosen: Chosen) -> Took | None:
     """Those in which a token took the query's expert; None: there are none.
 
     Args:
         connection: the server.
         query: asks for a layer and an expert.
         chosen: the requests among which to look.
-        newest_only: as many are enough as will do for the query's limit.
     """
     asked: dict[str, object] = {"layer": query.layer, "expert": query.expert}
     layer, has = _TOOK
@@ -122,19 +153,20 @@ def that_took(connection: Connection, query: TraceQuery, chosen: Chosen, newest_
     if not chosen.newest:
         which = f"{routing} WHERE {chosen.where} AND {layer} AND {has}"
         return Took(chosen, f"({_TRACE}) IN ({which})", asked)
-    # Which experts a row has is read last: that is most of it. A trace has a row for each of its parts.
-    which = f"{routing} PREWHERE {chosen.where} AND {layer} WHERE {has}"
-    traces = list(dict.fromkeys(connection.rows(which, "ttitiiii", {**chosen.asked, **asked})))
-    newest = {request: chosen.newest[request] for trace in traces if (request := _of(trace)) in chosen.newest}
-    low = 0
-    if newest_only and len(newest) > 2 * query.limit:
-        low = sorted(newest.values(), reverse=True)[2 * query.limit - 1]
-        newest = {request: number for request, number in newest.items() if number >= low}
-    if not newest:
+    # Step by step, as each reads only where those before it hold: which experts a row has is most of it, and
+    # what else tells the trace is read last. A trace has a row for each of its parts.
+    which = f"{routing} PREWHERE {_IDS} AND {layer} AND {has} WHERE {_WHO}"
+    traces = dict.fromkeys(connection.rows(which, "ttitiiii", {**chosen.asked, **asked}))
+    return these(traces, chosen.newest)
+
+
+def these(traces: Iterable[tuple[Any, ...]], newest: Mapping[tuple[Any, ...], int]) -> Took | None:
+    """Those of these traces whose requests are among ``newest`` (see :class:`Chosen`); None: none are."""
+    among_them = [trace for trace in traces if _of(trace) in newest]
+    if not among_them:
         return None
-    return Took(
-        Chosen(*named(newest), newest), *_these([trace for trace in traces if _of(trace) in newest]), low
-    )
+    requests = {request: newest[request] for request in dict.fromkeys(map(_of, among_them))}
+    return Took(Chosen(*named(requests), requests), *_one_of(among_them), among_them)
 
 
 def _of(trace: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -142,9 +174,18 @@ def _of(trace: tuple[Any, ...]) -> tuple[Any, ...]:
     return trace[: len(REQUEST)]
 
 
-def _these(traces: Sequence[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
+def _one_of(traces: Sequence[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
     """Whether a row is of these traces, and the parameters of that."""
-    kinds = ("String", "String", "Int64", "String", "Int64", "Int64", "Int64", "Int64")
-    arrays = ", ".join(f"{{took{at}:Array({kind})}}" for at, kind in enumerate(kinds))
-    columns = enumerate(zip(*traces, strict=True))
-    return f"({_TRACE}) IN arrayZip({arrays})", {f"took{at}": list(values) for at, values in columns}
+    clauses, names, arrays, asked = list[str](), list[str](), list[str](), dict[str, object]()
+    for name, kind, values in zip(TRACE, _KINDS, zip(*traces, strict=True), strict=True):
+        # Long arrays take the server long to read: what all have in common is told once.
+        if len(set(values)) == 1:
+            clauses.append(f"{name} = {{took_{name}:{kind}}}")
+            asked[f"took_{name}"] = values[0]
+        else:
+            names.append(name)
+            arrays.append(f"{{took_{name}:Array({kind})}}")
+            asked[f"took_{name}"] = list(values)
+    if names:
+        clauses.append(f"({', '.join(names)}) IN arrayZip({', '.join(arrays)})")
+    return f"({' AND '.join(clauses)})", asked

@@ -6,8 +6,15 @@ from dataclasses import replace
 from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
-from moescope.service.store.clickhouse.trace_choosing import among, simple_conditions, that_took
+from moescope.service.store.clickhouse.trace_choosing import (
+    Chosen,
+    Took,
+    among,
+    simple_conditions,
+    that_took,
+)
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE
+from moescope.service.store.clickhouse.trace_slices import Slice, newest, requests_in
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.slots import ListedRequest
@@ -15,9 +22,6 @@ from moescope.service.store.slots import ListedRequest
 _TOKENS, _LORA = 12, 15  # their places in a row
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
-_LEAST: Final = 256
-"""Parts whose requests are looked at first, at least."""
-_GROWTH: Final = 4
 
 
 def traced_requests(connection: Connection, query: TraceQuery, damage: DamageLog) -> list[TracedRequest]:
@@ -41,84 +45,55 @@ def listed(connection: Connection, query: TraceQuery) -> list[ListedRequest]:
 
 
 def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
-    """The requests that match: fields of a traced request, its number, and how many complete traces.
-
-    The newest are asked for. So requests are looked at in slices by when their parts came, from the newest
-    slice on, each larger than the one before, until there are enough: as a rule the first one has them.
-    """
+    """The requests that match: fields of a traced request, its number, and how many complete traces."""
     if query.name is not None or query.numbers is not None:
-        return _slice(connection, query, None)[0]
+        chosen = among(connection, query, None)
+        if chosen is not None and query.layer is not None and query.expert is not None:
+            return _matching(connection, query, None, that_took(connection, query, chosen))
+        return _matching(connection, query, None, chosen)
     found: list[Any] = []
-    high, size = MOST if query.before is None else query.before, max(_LEAST, 2 * query.limit)
-    size *= 1 if query.expert is None else 2  # about half of them have a token that took it
-    while len(found) < query.limit:
-        low = _low(connection, query, high, size)
-        rows, looked = _slice(connection, query, (0 if low is None else low, high))
-        found += rows
-        if looked == 0:
-            break
-        high, size = looked, size * _GROWTH
-    return found[: query.limit]
+    slice_ = newest(query, MOST if query.before is None else query.before)
+    while True:
+        slice_, requests = requests_in(connection, query, slice_)
+        found += _matching(connection, query, slice_, requests)
+        if slice_.low == 0 or len(found) >= query.limit:
+            return found[: query.limit]
+        slice_ = slice_.before()
 
 
-def _low(connection: Connection, query: TraceQuery, high: int, size: int) -> int | None:
-    """Where the slice of so many parts below ``high`` begins; None: there are no more of them."""
-    clauses, parameters = simple_conditions(query)
-    rows = connection.rows(
-        f"SELECT come FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}} "
-        "ORDER BY come DESC LIMIT 1 OFFSET {size:Int64}",
-        "i",
-        {**parameters, "high": high, "size": size - 1},
-    )
-    return rows[0][0] if rows else None
-
-
-def _slice(
-    connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None
-) -> tuple[list[Any], int]:
-    """Those of :func:`_rows` that came in a slice of time, from the first number to below the second.
-
-    Returns:
-        Them, and from which number on it was looked: of requests that took an expert the newest are enough.
-    """
-    low = 0 if slice_ is None else slice_[0]
-    chosen = among(connection, query, slice_)
-    if chosen is None:
-        return [], low
-    took, parameters = "1", dict[str, object]()
-    if query.layer is not None and query.expert is not None:
-        found = that_took(connection, query, chosen, slice_ is not None)
-        if found is None:
-            return [], low
-        chosen, took, parameters = found.chosen, found.took, found.asked
-        if slice_ is not None and found.low:
-            low = found.low
-            slice_ = low, slice_[1]
-    where, asked = _conditions(query, slice_, chosen.where, chosen.asked)
+def _matching(
+    connection: Connection, query: TraceQuery, slice_: Slice | None, requests: Chosen | Took | None
+) -> list[Any]:
+    """Those of :func:`_rows` among some requests, and of a slice of time those that came in it."""
+    if requests is None:
+        return []
+    chosen = requests.chosen if isinstance(requests, Took) else requests
+    took = requests.took if isinstance(requests, Took) else "1"
+    parameters = dict(requests.asked) if isinstance(requests, Took) else dict[str, object]()
+    source, asked = _source(query, slice_, chosen)
     parameters |= asked
     more = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
     more += "" if slice_ is None else "AND number_of_it >= {low:Int64} AND number_of_it < {high:Int64} "
     more += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
     more += "" if query.pool is None else "AND pool_of_it = {pool:String} "
-    rows = connection.rows(
+    return connection.rows(
         f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
         "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
         "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool) AS pool_of_it, "
         "max(adapter) AS adapter_of_it, "
         "max(reason), max(accepted), max(rejected), argMax(refs, length(refs)), "
         "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
-        f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over, took)}) "
-        f"GROUP BY {_REQUEST}, life_of_it "
+        "min(first) AS number_of_it, toInt64(sum(complete)) "
+        f"FROM ({_stages(source, query.taken_over, took)}) GROUP BY {_REQUEST}, life_of_it "
         "HAVING max(took) AND tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
         f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {more}"
         "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
         "ttitTtiiiiiiittttiibiiii",
         parameters,
     )
-    return rows, low
 
 
-def _stages(where: str, taken_over: bool, took: str) -> str:
+def _stages(source: str, taken_over: bool, took: str) -> str:
     """A query for the stages of requests: parts to traces, these to workers, these to stages.
 
     Of the traces complete ones count, and ``took`` says of which a request must have one. Tensor-parallel
@@ -142,7 +117,7 @@ def _stages(where: str, taken_over: bool, took: str) -> str:
         "any(pp_size) AS stages, min(stored_ms) AS stored, min(come) AS first, min(started_ms) AS started, "
         "max(ended_ms) AS ended, sum(tokens) AS own, any(computed_tokens) AS computed, "
         f"{took} AS took "
-        f"FROM trace_part FINAL WHERE {where} GROUP BY {_TRACE} HAVING count() = any(parts)"
+        f"{source} GROUP BY {_TRACE} HAVING count() = any(parts)"
     )
     workers = (
         f"SELECT {_REQUEST}, life_of_it, pp_rank, {same}, argMax(own, started) AS tokens_of_worker, "
@@ -158,22 +133,21 @@ def _stages(where: str, taken_over: bool, took: str) -> str:
     )
 
 
-def _conditions(
-    query: TraceQuery, slice_: tuple[int, int] | None, where: str, asked: dict[str, object]
-) -> tuple[str, dict[str, object]]:
-    """Conditions of a row of ``trace_part``, for requests among which those are that match."""
+def _source(query: TraceQuery, slice_: Slice | None, chosen: Chosen) -> tuple[str, dict[str, object]]:
+    """Rows of ``trace_part``, as a FROM clause, of requests among which those are that match."""
     clauses, parameters = simple_conditions(query)
-    clauses.append(where)
-    parameters |= asked
+    # What names requests is of the sorting key, the same in rows that replace each other: so it may be looked
+    # at before these are, and the rest of a row is read only where it holds.
+    source = f"FROM trace_part FINAL PREWHERE {chosen.where} WHERE {' AND '.join(clauses)}"
+    more = list[str]()
+    parameters |= chosen.asked
     parameters |= {
         "least": max(1, query.min_tokens),
         "before": MOST if query.before is None else query.before,
         "limit": query.limit,
     }
     if slice_ is not None:
-        parameters["low"], parameters["high"] = slice_
-    # Traces all of whose parts are kept: the others count in no answer.
-    complete = f"FROM trace_part FINAL WHERE {where} GROUP BY {_TRACE} HAVING count() = any(parts)"
+        parameters["low"], parameters["high"] = slice_.low, slice_.high
     if query.lora is not None:
         parameters["lora"] = query.lora
     if query.pool is not None:
@@ -181,12 +155,13 @@ def _conditions(
     if query.numbers is not None:
         parameters["numbers"] = list(query.numbers)
     if query.name is not None:
-        clauses.append("has(names, {name:String})")
+        more.append("has(names, {name:String})")
         parameters["name"] = query.name
     if query.weights_version is not None:
-        clauses.append(
-            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) {complete} "
-            "AND max(weights_version = {weights_version:Int64}))"
+        # Traces all of whose parts are kept: the others count in no answer.
+        more.append(
+            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) {source} GROUP BY {_TRACE} "
+            "HAVING count() = any(parts) AND max(weights_version = {weights_version:Int64}))"
         )
         parameters["weights_version"] = query.weights_version
-    return " AND ".join(clauses), parameters
+    return " AND ".join([source, *more]), parameters

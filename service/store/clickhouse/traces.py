@@ -78,4 +78,4 @@ def remove_before(connection: Server, before_ms: int, now_ms: int) -> None:
         remember(connection, f"({trace}) IN {old}", "expired", now_ms, bound)
         # The routing first: its headers say which it is.
         for table in ("routing", "trace_part"):
-            connection.maintain(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
+            connection.delete(table, f"({trace}) IN {old}", bound)

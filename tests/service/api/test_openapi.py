@@ -56,6 +56,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/trend", "/v1/trend", {"points": 3}),
     ("/v1/verdict", "/v1/verdict", {}),
     ("/v1/view", "/v1/view", {}),
+    ("/v1/view", "/v1/view", {"parts": ["ep_ranks", "hot"]}),
     ("/v1/view", "/v1/view", {"parts": ["counts", "flows", "owners"], "phase": "decode"}),
 ]
 """(path in the document, path asked for, parameters), each with an answer of 200."""

@@ -10,7 +10,7 @@ import pytest
 from moescope.capture.wire import MoeLayer
 from moescope.service.counts.ep_slots import EpSlots
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.narrow import narrowed, wide_nbytes, widened
+from moescope.service.counts.narrow import narrowed, wide_nbytes, widened, without_decode_arrays
 from moescope.service.counts.totals import Totals, no_decode, no_totals
 from moescope.service.live.spans import Snapshot, between
 
@@ -49,6 +49,23 @@ def test_each_array_takes_what_its_largest_number_needs(most: int, nbytes: int) 
         assert one.estimated.dtype == np.int64
         assert one.estimated.tolist() == other.estimated.tolist()
     assert narrowed(replace(wide, counts=-wide.counts)).counts.tolist() == (-wide.counts).tolist()
+
+
+def test_of_what_counters_leave_out_no_array_of_decode_is_held() -> None:
+    wide = totals(70_000)
+    one, other = without_decode_arrays(wide), without_decode_arrays(wide)
+    narrow = narrowed(wide)
+    assert one.counts.tolist() == wide.counts.tolist()
+    assert one.ep_slots == wide.ep_slots
+    assert one.decode is not None
+    assert other.decode is not None
+    assert narrow.decode is not None
+    assert (one.tokens, one.decode.tokens) == (7, 3)
+    assert not one.decode.counts.any()
+    assert one.decode.counts.shape == narrow.decode.counts.shape
+    assert one.decode.counts is other.decode.counts
+    assert one.decode.ep_slots.ranks == narrow.ep_slots.ranks
+    assert without_decode_arrays(replace(wide, decode=None)).decode is None
 
 
 def test_a_difference_of_narrow_totals_does_not_wrap() -> None:

@@ -117,6 +117,22 @@ def _posting(state: LiveState) -> Posting:
     return Posting(producer().key, entry.received_at - 1, entry.received_at, entry.account.state())
 
 
+def test_another_model_that_another_service_was_told_counts_though_the_clock_was_set_back(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    """Its start seems to be the older one, by what was noted before."""
+    here, there = make_state(), make_state()
+    for state in (here, there):
+        state.ingest(frame({0: [2, 0]}, who=producer(dp_rank=1, dp_size=2)))
+    clock.now -= 3600
+    for state in (here, there):
+        state.producers()
+    clock.now += 60
+    there.ingest(frame({0: [2, 0, 0]}, top_k=1, epoch=EPOCH + 60 * S))
+    here.adopt([_posting(there)])
+    assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
+
+
 def _hold_conflict(
     here: LiveState, there: LiveState, clock: Clock, rounds: Iterable[Iterable[tuple[LiveState, wire.Frame]]]
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.narrow import narrowed
@@ -127,6 +129,58 @@ def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
     assert history.nbytes == summed()
     history.forget(keys.pop())
     assert history.nbytes == summed()
+
+
+def test_a_full_memory_makes_nothing_narrow_that_it_drops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Totals] = []
+
+    def noted(totals: Totals) -> Totals:
+        made.append(totals)
+        return narrowed(totals)
+
+    size, keys = _at(1).nbytes, [(*KEY[:2], rank, 0, 0) for rank in range(4)]
+    monkeypatch.setattr("moescope.service.live.history.narrowed", noted)
+    full, roomy = History(3 * size), History(100 * size)
+    for at in range(1, 20):
+        for key in keys:
+            full.record(key, 0.0, Snapshot(float(at), _at(at)))
+    assert made == []
+    assert (len(full), full.nbytes, full.enough_bytes) == (4, 4 * size, 4 * 8 * size)
+    for key in keys:
+        track = full.track(key)
+        assert (track.reaches, track.complete_since, track.newest_at) == (19.0, 19.0, 19.0)
+    roomy.record(keys[0], 0.0, Snapshot(1.0, _at(1)))
+    roomy.record(keys[0], 0.0, Snapshot(2.0, _at(2)))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("most", [None, 1 << 14])
+@given(
+    budget=st.integers(1, 40),
+    told=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 300), st.integers(0, 3)), max_size=60),
+)
+def test_what_is_superseded_leaves_what_adding_and_dropping_would(
+    most: int | None, budget: int, told: list[tuple[int, int, int]]
+) -> None:
+    size = _at(1).nbytes
+    shortcut, plain = History(budget * size // 4, most), History(budget * size // 4, most)
+    plain._has_no_room_beside = lambda *_: False  # type: ignore[method-assign]
+    for at, (rank, tokens, pause) in enumerate(told):
+        key = (*KEY[:2], rank, 0, 0)
+        for history in (shortcut, plain):
+            history.record(key, 0.0, Snapshot(100.0 + at * pause, _at(tokens)))
+        assert shortcut.nbytes == plain.nbytes
+        assert shortcut.enough_bytes == plain.enough_bytes
+        for known in {(*KEY[:2], item[0], 0, 0) for item in told[: at + 1]}:
+            mine, its = shortcut.track(known), plain.track(known)
+            assert [(item.at, item.totals.tokens) for item in mine._snapshots] == [
+                (item.at, item.totals.tokens) for item in its._snapshots
+            ]
+            assert (mine.reaches, mine.complete_since, mine.told_until) == (
+                its.reaches,
+                its.complete_since,
+                its.told_until,
+            )
 
 
 @pytest.mark.parametrize(("most", "kept"), [(None, 2), (1 << 30, 8)])

@@ -40,7 +40,7 @@ PATHS = {
     "/v1/advice/placement": ["", "?form=vllm-ascend"],
     "/v1/advice/rearrangements": [""],
     "/v1/placement": ["", "?form=tables"],
-    "/v1/view": ["", "?parts=counts&parts=flows&parts=owners&start=-30s"],
+    "/v1/view": ["", "?parts=counts&parts=flows&parts=owners&start=-30s", "?parts=ep_ranks&parts=hot"],
     "/v1/trend": ["", "?points=10&step=5s"],
     "/v1/compare": ["?start=-20s&base_start=-60s"],
     "/v1/verdict": [""],

@@ -10,7 +10,8 @@ from scipy.spatial.distance import jensenshannon
 
 from moescope.capture import wire
 from moescope.service.api.routes import view as view_route
-from moescope.service.windows.expert_ep_ranks import SEVERAL, ep_ranks_of_experts
+from moescope.service.windows.ep_rank_sums import ep_rank_sums
+from moescope.service.windows.expert_ep_ranks import SEVERAL, distinct, ep_ranks_of_experts
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 
@@ -47,6 +48,35 @@ def test_the_view_repeats_balance_and_histogram(service: Service) -> None:
     assert [layer["slots"] for layer in view["layers"]] == [layer["slots"] for layer in histogram["layers"]]
     assert view["owners"] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2
     assert view["flows"] is None
+
+
+def test_sums_by_ep_rank_are_those_of_the_loads_in_whose_place_they_are(service: Service) -> None:
+    _push_both(service)
+    _push(service, 0, {1: [200, 50, 50, 0, 70, 10, 0, 120], 3: [400, 0, 0, 0, 40, 0, 60, 0]}, seq=2)
+    full, view = service.get("/v1/view"), service.get("/v1/view", parts="ep_ranks")
+    loads = {layer["layer"]: layer["ep_slots"] for layer in full["layers"]}
+    assert loads == {1: [300, 500], 3: [700, 100]}
+    assert full["ep_ranks"] is None
+    assert [layer["ep_slots"] for layer in view["layers"]] == [None, None]
+    assert [layer["over_ep_ranks"] for layer in view["layers"]] == [
+        layer["over_ep_ranks"] for layer in full["layers"]
+    ]
+    assert view["ep_ranks"] == {
+        "slots": [1000, 600],
+        "caused": [300, 100],
+        "busiest": [1, 1],
+        "worst_layer": [3, 1],
+    }
+    assert service.get("/v1/view", parts="ep_ranks", layer=1)["ep_ranks"]["worst_layer"] == [None, 1]
+
+
+def test_ep_ranks_that_tie_share_the_waiting() -> None:
+    found = ep_rank_sums([(4, np.array([3.0, 3.0, 0.0])), (5, np.array([2.0, 2.0, 2.0]))])
+    assert found.caused.tolist() == [0.5, 0.5, 0]
+    assert found.busiest.tolist() == pytest.approx([5 / 6, 5 / 6, 1 / 3])
+    assert found.worst_layer == [4, 4, None]
+    nothing = ep_rank_sums([])
+    assert (nothing.slots.tolist(), nothing.worst_layer) == ([], [])
 
 
 def test_the_view_of_one_rank(service: Service) -> None:
@@ -96,6 +126,18 @@ def test_owners_are_the_newest_placement_s() -> None:
     new = ((layer,), placement([0, 1, 2, 3, 0, 1], [1, 1, 0, 0, 1, 0], 1, version=2))
     assert ep_ranks_of_experts(layer, [new, old]) == [1, SEVERAL, 0, 0]
     assert ep_ranks_of_experts(wire.MoeLayer(5, 4, 2), [old]) is None
+
+
+def test_many_ranks_that_tell_the_same_placement_are_looked_at_once() -> None:
+    layer, other = wire.MoeLayer(4, 4, 2), wire.MoeLayer(5, 4, 2)
+    old, new = halves(4, 1), placement([0, 1, 2, 3, 0, 1], [1, 1, 0, 0, 1, 0], 1, version=2)
+    unlike = placement([3, 2, 1, 0], [0, 0, 1, 1], 1, version=2)
+    told = (
+        [((layer,), old), ((other,), old)] * 3 + [((layer,), new), ((layer,), unlike)] * 2 + [((layer,), old)]
+    )
+    found = distinct(told)
+    assert found == [((layer,), old), ((other,), old), *[((layer,), new), ((layer,), unlike)] * 2]
+    assert ep_ranks_of_experts(layer, found) == ep_ranks_of_experts(layer, told) == [1, SEVERAL, 0, 0]
 
 
 def test_the_trend_has_rates_and_imbalance_by_interval(service: Service) -> None:

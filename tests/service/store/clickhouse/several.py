@@ -67,6 +67,7 @@ class Peer:
         now: the server's clock, seconds of Unix time.
         off: by how much the clock of the service's host is ahead.
         ages: how long what is kept.
+        apart: by how much the clock that it is told is ahead: replicas have clocks of their own.
         settings: of the service.
     """
 
@@ -76,11 +77,12 @@ class Peer:
         now: Callable[[], float],
         off: float = 0.0,
         ages: Retention = _AGES,
+        apart: float = 0.0,
         **settings: Any,
     ) -> None:
         self.store = ClickHouseStore(url, ages, sleep=lambda _: None)
         self.line = Line(self.store)
-        clock = ServerClock(now, lambda: now() + off)
+        clock = ServerClock(lambda: now() + apart, lambda: now() + off)
         self.store._clock = clock
         self.settings = Settings(**{"min_tokens": 1, "store": url, **settings})
         self.state = LiveState(self.settings, clock, self.store)

@@ -93,6 +93,44 @@ def test_where_experts_were_does_not_take_the_place_of_where_they_are(start: Sta
     assert versions == [[2], [2], [2]]
 
 
+def test_a_rank_was_heard_when_its_present_start_was_whoever_heard_the_late_frame_of_a_former(
+    start: Start, clock: Clock
+) -> None:
+    """Where it wasn't, services differed in which ranks are of a deployment's present start."""
+    a, b = start(), start()
+    ranks = [producer(dp_rank=rank, dp_size=2) for rank in range(2)]
+    a.take(frame({0: [10, 0]}, who=ranks[1]))
+    clock.now += 15
+    began = clock.now
+    a.take(frame({0: [2, 0]}, who=ranks[1], epoch=LATER))
+    clock.now += 5
+    a.take(frame({0: [12, 0]}, who=ranks[1], seq=2))
+    b.hear()
+    for peer in (a, b, start()):
+        [rank] = peer.state.producers(DEPLOYMENT)
+        assert (rank.latest.epoch, rank.received_at, rank.age) == (LATER, began, 5.0)
+    c = start()
+    assert c.take(frame({0: [3, 0]}, who=ranks[1], epoch=LATER, seq=2)) == [KEPT]
+    a.hear()
+    assert a.state.producers(DEPLOYMENT)[0].age == 0.0
+
+
+def test_a_frame_that_came_twice_was_heard_when_it_came_last(start: Start, clock: Clock) -> None:
+    """Its worker was not told that it was kept, and sent it to a service that could not keep it either."""
+    a, b = start(), start()
+    first = frame({0: [10, 0]})
+    a.take(first)
+    b.line.cut()
+    clock.now += 6
+    assert b.take(first) == [UNKEPT]
+    b.line.mend()
+    for peer in (b, a):
+        peer.hear()
+    for peer in (a, b, start()):
+        [rank] = peer.state.producers(DEPLOYMENT)
+        assert (rank.received_at, peer.slots()) == (clock.now, [10, 0])
+
+
 def test_a_duplicate_after_the_store_was_away_is_kept(start: Start, clock: Clock) -> None:
     a, b = start(), start()
     a.line.cut()

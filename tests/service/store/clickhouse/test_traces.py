@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moescope.service.store.clickhouse import trace_choosing, trace_listing
+from moescope.service.store.clickhouse import trace_choosing, trace_slices
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery, TraceShape
 from moescope.service.store.worker_trace import WorkerTrace
@@ -59,8 +59,8 @@ def test_listed_slice_by_slice_it_is_what_it_is_in_one(
     assert len(whole) > 3
     monkeypatch.setattr(trace_choosing, "_MOST_NAMED", named)
     assert listed(100) == whole
-    monkeypatch.setattr(trace_listing, "_LEAST", 2)
-    monkeypatch.setattr(trace_listing, "_GROWTH", 1)
+    monkeypatch.setattr(trace_slices, "_LEAST", 2)
+    monkeypatch.setattr(trace_slices, "_GROWTH", 1)
     assert listed(100) == whole
     pages: list[int] = []
     while page := listed(1, before=pages[-1] if pages else None):
@@ -101,6 +101,34 @@ def test_of_a_time_that_is_long_past_later_requests_are_not_looked_at(
     found = store.traced_requests(TraceQuery(end=BORN + 2.5 * 86_400, **query))
     assert [item.stored_at for item in found] == [BORN + 2 * 86_400, BORN + 86_400]
     assert 0 < max(looked) <= 3  # parts of a request come within a day of each other
+
+
+def test_requests_that_took_a_rare_expert_are_read_once_and_hardly_more_than_are_asked_for(
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was read whole for each slice of time that was looked at, and twice as many as were asked for."""
+    store, _ = replicas
+    rare, other = (
+        [np.tile(np.arange(first, first + layer.top_k, dtype=np.uint8), (10, 1)) for layer in LAYERS]
+        for first in (1, 2)
+    )
+    made = [part(n, experts=other if n % 4 else rare) for n in range(1, 121)]
+    store.save([ArrivedPart(item, BORN + item.trace) for item in made])
+    monkeypatch.setattr(trace_slices, "_LEAST", 4)
+    asked: list[dict[str, Any]] = []
+    rows = store._connection.rows
+
+    def noted(sql: str, kinds: str, parameters: dict[str, Any] | None = None) -> list[Any]:
+        if " FINAL " in sql:
+            asked.append(parameters or {})
+        return rows(sql, kinds, parameters)
+
+    monkeypatch.setattr(store._connection, "rows", noted)
+    query = TraceQuery(layer=LAYERS[1].layer, expert=1, limit=8)
+    found = store.traced_requests(query)
+    assert [round(item.stored_at - BORN) for item in found] == list(range(120, 120 - 4 * 8, -4))
+    [only] = asked
+    assert 8 <= len(only["ids"]) <= 9
 
 
 def test_several_requests_at_once_are_what_each_is_alone(
