@@ -32,7 +32,7 @@ def test_a_reader_that_stays_costs_no_traces_and_no_time(
         began = time.monotonic()
         for _ in range(3):
             store.maintain(BORN + TRACES)
-        assert time.monotonic() - began < 8  # it was 10 s for each look at the size
+        assert time.monotonic() - began < 20  # it was 10 s for each look at the size: 30 s
         assert store.usage().traces == TRACES
         assert caplog.text.count("nothing is removed") == 1
         reader.execute("ROLLBACK")
