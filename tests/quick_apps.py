@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import gzip
+import inspect
 import sys
+from collections.abc import Callable
+from types import CodeType, FunctionType, NoneType
 from typing import Any, Final
 
 import uvicorn.server
+from fastapi.dependencies import utils
 from fastapi.utils import create_model_field
 from pydantic import TypeAdapter
 
@@ -41,6 +45,57 @@ def share_validators() -> None:
     fields.TypeAdapter = SharedAdapters()  # type: ignore[attr-defined]
 
 
+class SharedSignatures:
+    """Reads a function's signature once for all functions of one piece of code, as each application has one.
+
+    Their annotations are text, which is read with what their module names; so it means the same in each.
+    """
+
+    def __init__(self, read: Callable[[Any], inspect.Signature]) -> None:
+        self._read = read
+        self._known: dict[tuple[str, CodeType], tuple[list[object], inspect.Signature]] = {}
+
+    def __call__(self, call: Any) -> inspect.Signature:
+        if type(call) is not FunctionType or hasattr(call, "__wrapped__"):
+            return self._read(call)
+        if not all(isinstance(text, str) for text in call.__annotations__.values()):
+            return self._read(call)
+        key = call.__module__, call.__code__
+        defaults: list[object] = [*(call.__defaults__ or ()), *(call.__kwdefaults__ or {}).values()]
+        known, signature = self._known.get(key, (None, None))
+        if signature is not None and list(map(id, defaults)) == list(map(id, known or ())):
+            return signature
+        signature = self._read(call)
+        self._known.setdefault(key, (defaults, signature))
+        return signature
+
+
+class SharedParameters:
+    """What FastAPI finds out about a parameter, once for the same annotation and the same plain default."""
+
+    def __init__(self, analyze: Callable[..., Any]) -> None:
+        self._analyze = analyze
+        self._known: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def __call__(self, *, param_name: str, annotation: Any, value: Any, is_path_param: bool) -> Any:
+        given = {"param_name": param_name, "value": value, "is_path_param": is_path_param}
+        plain = value is inspect.Signature.empty or isinstance(value, NoneType | str | int | float)
+        if not plain:
+            return self._analyze(annotation=annotation, **given)
+        key = param_name, id(annotation), type(value), value, is_path_param
+        if key not in self._known:
+            # With the annotation itself: none gets its id as long as it is there.
+            self._known[key] = annotation, self._analyze(annotation=annotation, **given)
+        return self._known[key][1]
+
+
+def share_parameters() -> None:
+    """Have FastAPI look once at the parameters of a route, which all applications of this process have."""
+    if not isinstance(utils._get_signature, SharedSignatures):
+        utils._get_signature = SharedSignatures(utils._get_signature)
+        utils.analyze_param = SharedParameters(utils.analyze_param)  # type: ignore[assignment]
+
+
 class PackedOnce:
     """`gzip`, which packs the same bytes once."""
 
@@ -71,5 +126,6 @@ def look_often() -> None:
 def quick_apps() -> None:
     """All of these."""
     share_validators()
+    share_parameters()
     pack_once()
     look_often()

@@ -20,11 +20,13 @@ from dataclasses import replace
 from enum import StrEnum
 
 from moescope.capture.wire import Frame, MoeLayer, Producer
-from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget, left_out
+from moescope.service.counts.account_state import AccountState, Base, Latest, forget, left_out
+from moescope.service.counts.choosing import STALE_AFTER_S
 from moescope.service.counts.conflict import REMEDY, Conflict, named
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.lives import STALE_AFTER_S, Lives
+from moescope.service.counts.lives import Lives
 from moescope.service.counts.narrow import widened
 from moescope.service.counts.parts import added_by, unphased
 from moescope.service.counts.placing import placed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import Producer
-from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.epoch_state import EpochState
 
 MAX_CONFLICTS: Final = 16
 """Conflicts that are remembered; beyond that the two oldest become one, with the time between."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moescope.capture.wire import Frame
-from moescope.service.counts.account_state import EpochState, Latest
+from moescope.service.counts.account_state import Latest
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals
 

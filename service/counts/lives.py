@@ -11,8 +11,8 @@ The rules, all by the service's clock, because the clocks of hosts differ:
 - The newest life counts at present. Once it has been silent for ``stale_after`` seconds, an older one that
   goes on takes its place: it was in conflict with it and heard after it, or counted after these seconds. What
   a life says as it shuts down is no going on.
-- Which one counts follows from what is known of all lives, whatever came first: see :func:`counting`. So all
-  services that know the same lives say the same.
+- Which one counts follows from what is known of all lives, whatever came first: see
+  :mod:`moescope.service.counts.choosing`. So all services that know the same lives say the same.
 - A life overlaps a newer one each time that it sends newly counted totals which it captured after the newer
   one's first frame had come, if the newer one has spoken since the time before. What was captured earlier
   and comes late is no overlap, nor is a frame that repeats what is known.
@@ -31,8 +31,10 @@ from dataclasses import replace
 from typing import Final
 
 from moescope.capture.wire import Frame, Producer
-from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.choosing import counting, surplus
 from moescope.service.counts.conflict import REMEDY, Conflict, joined, name_of, named, rank_of
+from moescope.service.counts.epoch_state import EpochState
+from moescope.service.counts.hearing import began_of, heard, made_at_of
 from moescope.service.counts.instants import not_after
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.refusals import RefusedError
@@ -43,8 +45,6 @@ OVERLAPS: Final = 2
 """So many overlaps are a conflict."""
 MAX_LIVES: Final = 64
 """Lives of one producer that are heard at once, at most: an array of all its counts each."""
-STALE_AFTER_S: Final = 15.0
-"""Seconds without a frame after which a life is silent, as the service's setting is by default."""
 
 
 class Lives:
@@ -116,8 +116,8 @@ class Lives:
     def stands(self, frame: Frame, at: float) -> tuple[tuple[float, int], float]:
         """What a frame's life is ordered by, and when its totals were true, if it comes at ``at``."""
         known = self._known.get(frame.epoch)
-        order = (_began(frame, at), frame.epoch) if known is None else known.order
-        return order, _made_at(frame, known, at)
+        order = (began_of(frame, at), frame.epoch) if known is None else known.order
+        return order, made_at_of(frame, known, at)
 
     def is_older(self, frame: Frame, at: float) -> bool:
         """Whether a frame is of an older life than the one that counts at present."""
@@ -137,8 +137,8 @@ class Lives:
         self.set_back(at)
         self._heard_at = at
         known = self._known.get(frame.epoch)
-        made_at = _made_at(frame, known, at)
-        life = replace(_heard(frame, counted, known, at, made_at), added=added)
+        made_at = made_at_of(frame, known, at)
+        life = replace(heard(frame, counted, known, at, made_at), added=added)
         if known is not None and len(self._known) > 1 and _is_news(counted, known.counted):
             life = self._overlapping(life)
         self._known[frame.epoch] = life
@@ -244,105 +244,6 @@ class Lives:
         self.conflicts = tuple((to(since), to(until)) for since, until in self.conflicts)
         if self.current is not None:
             self.current = self._known[self.current.epoch]
-
-
-def counting(lives: Iterable[EpochState], stale_after: float) -> EpochState:
-    """The life that counts at present: the newest one, or the older one that went on when it was silent.
-
-    It depends on nothing but what is known of the lives, of which there must be one.
-
-    Args:
-        lives: all that are known of one producer.
-        stale_after: seconds without a frame after which a life is silent.
-    """
-    newest_first = sorted(lives, key=lambda item: item.order, reverse=True)
-    found, heard_at = newest_first[0], newest_first[0].heard_at
-    for life in newest_first[1:]:
-        # Of a life without a producer an earlier moescope kept nothing but the counts.
-        if life.producer is not None and life.going_at - heard_at > stale_after:
-            found = life
-        heard_at = max(heard_at, life.heard_at)
-    return found
-
-
-def takes_place(life: EpochState, other: EpochState, stale_after: float) -> bool:
-    """Whether of two lives whose models have different shapes the first one counts.
-
-    It is the one that began later, unless the other still counted when that one had been silent for long.
-    """
-    older, newer = sorted((life, other), key=lambda item: item.order)
-    goes_on = older.made_at - newer.heard_at > stale_after
-    return life is (older if goes_on else newer)
-
-
-def surplus(
-    lives: Iterable[EpochState], current: int, at: float, max_epochs: int, stale_after: float
-) -> list[int]:
-    """The epochs of lives that are too many, those first that were not heard for longest.
-
-    Args:
-        lives: all that there are.
-        current: the epoch of the one that counts at present, which stays.
-        at: when that is, seconds of Unix time on the service's clock.
-        max_epochs: how many may stay. Those that were heard in the last ``stale_after`` seconds stay too.
-    """
-    known = sorted(lives, key=lambda item: (item.heard_at, item.order))
-    silent = [item.epoch for item in known if item.epoch != current and at - item.heard_at > stale_after]
-    return silent[: max(0, len(known) - max_epochs)]
-
-
-def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, made_at: float) -> EpochState:
-    """A life once one more of its frames was accepted."""
-    began, started = _began(frame, at), _started(frame, at)
-    lag = at - frame.captured_at_ns / 1e9
-    came, going = at, 0.0 if frame.ended else made_at
-    if known is not None:
-        going = max(going, known.going_at)
-        came, started, lag = known.came_at, min(started, known.started_at), min(lag, known.lag)
-        began = min(began, known.began_at)
-    return EpochState(
-        epoch=frame.epoch,
-        seq=frame.seq,
-        counted=counted,
-        producer=frame.producer,
-        began_at=began,
-        started_at=started,
-        came_at=came,
-        heard_at=at,
-        made_at=made_at,
-        captured_at_ns=frame.captured_at_ns,
-        lag=lag,
-        overlaps=0 if known is None else known.overlaps,
-        spoken_at=0.0 if known is None else known.spoken_at,
-        ended=frame.ended,
-        stragglers=_carried(known, counted.layout),
-        going_at=going,
-    )
-
-
-def _carried(known: EpochState | None, layout: Layout) -> Stragglers | None:
-    """The stragglers of a life in arrays of its newest layout, which has all layers of those before."""
-    if known is None or known.stragglers is None:
-        return None
-    return known.stragglers.widened(known.counted.layout, layout)
-
-
-def _began(frame: Frame, at: float) -> float:
-    return at - frame.uptime_ns / 1e9
-
-
-def _started(frame: Frame, at: float) -> float:
-    return at - (frame.uptime_ns or max(0, frame.captured_at_ns - frame.epoch)) / 1e9
-
-
-def _made_at(frame: Frame, known: EpochState | None, at: float) -> float:
-    """When the totals of a frame were true, by the service's clock; ``at`` where the frame doesn't say."""
-    if known is not None and frame.uptime_ns:  # nobody sets this clock
-        return min(at, known.began_at + frame.uptime_ns / 1e9)
-    if known is None or frame.captured_at_ns <= known.captured_at_ns:
-        return at
-    captured = frame.captured_at_ns / 1e9
-    return captured + min(known.lag, at - captured)
 
 
 def _is_news(counted: Totals, before: Totals) -> bool:

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
+from moescope.service.counts.account_state import AccountState, Base, Latest, forget
+from moescope.service.counts.choosing import STALE_AFTER_S, counting, surplus, takes_place
 from moescope.service.counts.conflict import joined
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.latest import latest_of_kept
-from moescope.service.counts.lives import STALE_AFTER_S, counting, surplus, takes_place
 from moescope.service.counts.parts import part_of, unphased
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
 from moescope.service.counts.totals import Totals
@@ -68,10 +69,6 @@ def merge_accounts(
         for epoch, item in _frames(base, more).items()
         if epoch in lives and epoch != life.epoch and not item.is_guessed
     )
-    if lives == known and conflicts == base.conflicts and _like(base, latest, others):
-        return base if left_out is base.base else replace(base, base=left_out)
-    at = max(item.heard_at for item in lives.values())
-    gone = surplus(lives.values(), life.epoch, at, max_epochs, stale_after)
     told = newest.totals
     # Each switch of capture is counted by the services that saw it: the sum must not sink below either.
     switches = max(base.totals.switches, more.totals.switches)
@@ -87,6 +84,14 @@ def merge_accounts(
         former_tokens=former,
         weights=_weights(newest, one if newest.totals is other.totals else other, totals, lives),
     )
+    if (
+        (lives, conflicts) == (known, base.conflicts)
+        and _like(base, latest, others)
+        and _way(totals) == _way(base.totals)
+    ):
+        return base if left_out is base.base else replace(base, base=left_out)
+    at = max(item.heard_at for item in lives.values())
+    gone = surplus(lives.values(), life.epoch, at, max_epochs, stale_after)
     return AccountState(
         totals=totals,
         epochs=tuple(item for epoch, item in lives.items() if epoch not in gone),
@@ -165,6 +170,11 @@ def _like(one: AccountState, latest: Latest, others: tuple[Latest, ...]) -> bool
     if _worth(one.latest) != _worth(latest):
         return False
     return {_worth(item) for item in one.others} == {_worth(item) for item in others}
+
+
+def _way(totals: Totals) -> tuple[object, ...]:
+    """What totals say that depends on the frames between, of which one service heard some, another others."""
+    return totals.dp_size, totals.ep_size, totals.switches, totals.former_tokens, totals.weights
 
 
 def _version(state: AccountState, *others: AccountState) -> tuple[tuple[float, int], int, int]:

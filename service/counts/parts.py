@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moescope.capture.wire import Frame
-from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.placing import as_counted, counts_on, unplaced, without_places
 from moescope.service.counts.totals import Totals
 

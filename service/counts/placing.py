@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from moescope.capture.wire import Frame, Int64Array, Placement
-from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.ep_slots import ep_slots_of, no_ep_slots, spread_slots
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Decode, Totals
 

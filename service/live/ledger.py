@@ -12,8 +12,8 @@ from typing import Final
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
 from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.choosing import takes_place
 from moescope.service.counts.layers import Layout, Layouts
-from moescope.service.counts.lives import takes_place
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals

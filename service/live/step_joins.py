@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import Frame
-from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.live.producers import Deployment

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from moescope.capture.wire import Frame, MoeLayer, unpack_microbatches, unpack_step_loads
-from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
 from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, StepJoin

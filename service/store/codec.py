@@ -16,7 +16,8 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
-from moescope.service.counts.account_state import AccountState, EpochState, Latest, left_out
+from moescope.service.counts.account_state import AccountState, Latest, left_out
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.counts.narrow import widened
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals, no_totals

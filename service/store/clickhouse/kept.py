@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from moescope.service.counts.account_state import AccountState, EpochState
+from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.epoch_state import EpochState
 from moescope.service.store.records import Key, Posting
 
 

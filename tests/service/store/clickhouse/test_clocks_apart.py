@@ -9,7 +9,7 @@ import pytest
 
 from moescope.capture.wire import Frame
 from moescope.service.counts.account_state import AccountState
-from moescope.service.counts.lives import STALE_AFTER_S
+from moescope.service.counts.choosing import STALE_AFTER_S
 from tests.service.conftest import Clock
 from tests.service.frames import EPOCH, frame, placement, producer
 from tests.service.store.clickhouse.several import KEPT, Peer
