@@ -33,6 +33,7 @@ class Rise:
         unphased_tokens: those of ``tokens`` whose phase is not known.
         plus: what had been counted at the end, in arrays of ``layout``, which may be narrow.
         minus: what had been counted at the begin, likewise; None: nothing.
+        made: ``plus`` is a difference that was made, which nobody else holds.
     """
 
     layout: Layout
@@ -41,6 +42,7 @@ class Rise:
     unphased_tokens: int
     plus: Totals
     minus: Totals | None = None
+    made: bool = False
 
     @property
     def terms(self) -> tuple[tuple[Totals, np.ufunc], ...]:
@@ -50,9 +52,9 @@ class Rise:
         )
 
 
-def rise_of(delta: Totals) -> Rise:
-    """A difference that was made."""
-    return Rise(delta.layout, delta.rows, delta.tokens, delta.unphased_tokens, delta)
+def rise_of(delta: Totals, made: bool = True) -> Rise:
+    """A difference that was made, or totals that stand for one."""
+    return Rise(delta.layout, delta.rows, delta.tokens, delta.unphased_tokens, delta, made=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class Span:
     def rise(self) -> Rise:
         """:attr:`delta` as terms to be added up: no difference of any large array is made."""
         if self.phase is not None or self.first is None or self.is_empty:
-            return rise_of(self.delta)
+            delta = self.delta
+            return rise_of(delta, made=delta is not self.last)
         first, last = self.first, self.last
         if first.layout is not last.layout and first.layout != last.layout:
             return rise_of(self._whole())

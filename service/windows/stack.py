@@ -159,7 +159,8 @@ class Stacker:
         for rise in producers:
             for totals, add in rise.terms:
                 self._sum(rank, totals, add)
-                if added is None and add in self._held and totals.layout == self._layout:
+                held = added is None and add in self._held and not rise.made
+                if held and totals.layout == self._layout:
                     self._held[add].append(totals)
                 else:
                     self._count(totals, add, added)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -151,6 +152,16 @@ def test_what_stacks_begin_with_again_is_summed_once_over_scrapes(monkeypatch: p
         assert _arrays(shared, False) == _arrays(_stacked(by_rank, [False] * 3), False)
         sums.drop_ends()
     assert len(made) == 3 + 1
+
+
+def test_differences_that_were_made_are_not_held_until_all_are_there() -> None:
+    rng = np.random.default_rng(11)
+    totals, sums = _totals(rng, (3, 4), 4), SharedSums()
+    kept = weakref.ref(totals)
+    stacker = Stacker([totals.layout], 1, 4, sums)
+    stacker.add([rise_of(totals)], False)
+    del totals
+    assert kept() is None
 
 
 def test_a_sum_is_made_anew_of_other_totals_and_where_counts_are_wanted_for_the_first_time() -> None:
