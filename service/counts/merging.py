@@ -124,11 +124,18 @@ def _weights(
         told = replace(told, at=min(told.at, its.at))  # who heard them first knows when they came
     former_lives = totals.tokens - life.counted.tokens
     if told.at and told.tokens:
-        mine = next(item for item in newest.epochs if item.epoch == life.epoch)
-        in_this_life = max(0, told.tokens - (newest.totals.tokens - mine.counted.tokens))
-        return replace(told, tokens=former_lives + in_this_life)
+        # Who knew less before them knows better what is of them: what each says of that is sure.
+        sure = [newest] if unlike or not its.tokens else [newest, other]
+        in_this_life = [_before_weights(item, life.epoch) for item in sure if item.latest.epoch == life.epoch]
+        return replace(told, tokens=former_lives + min(in_this_life))
     # The newest life began with these weights, for all that is known: a worker that starts again loads them.
     return replace(told, at=max(told.at, its.at, life.came_at), tokens=former_lives)
+
+
+def _before_weights(state: AccountState, epoch: int) -> int:
+    """Tokens of a life that an account knows which may be of other weights than its newest ones."""
+    life = next(item for item in state.epochs if item.epoch == epoch)
+    return max(0, state.totals.weights.tokens - (state.totals.tokens - life.counted.tokens))
 
 
 def _size_of(base: Base | None) -> int:

@@ -190,3 +190,33 @@ def test_services_that_hear_of_each_other_in_any_order_come_to_say_the_same(
             states[one] = merge_accounts(states[one], states[other], MAX_EPOCHS)
     for state in states[1:]:
         assert all_said(state) == all_said(states[0])
+
+
+def test_what_may_be_of_former_weights_is_told_alike() -> None:
+    """One service took a start for one whose weights were changed back, as it had heard another between."""
+
+    def told(number: int, seq: int, up: int, version: int) -> Frame:
+        return frame(
+            {0: [2 * seq, 2 * number]},
+            who=producer(host=f"h{number}", pid=number),
+            epoch=EPOCH + number,
+            seq=seq,
+            after_s=up,
+            uptime_ns=up * S,
+            decode={0: [seq, number]},
+            weights_version=version,
+        )
+
+    story = Story()
+    for at, service, made in (
+        (101.0, 0, told(0, 1, 1, 0)),
+        (101.0, 0, told(1, 1, 1, 1)),
+        (101.0, 1, told(1, 1, 1, 1)),
+        (117.0, 0, told(0, 2, 17, 0)),
+        (117.0, 1, told(0, 2, 17, 0)),
+    ):
+        story.send(at, service, made)
+    one, other = story.states
+    found = merge_accounts(one, other, MAX_EPOCHS).totals.weights
+    assert found == merge_accounts(other, one, MAX_EPOCHS).totals.weights
+    assert found.tokens == 2
