@@ -69,10 +69,9 @@ def merge_accounts(
         for epoch, item in _frames(base, more).items()
         if epoch in lives and epoch != life.epoch and not item.is_guessed
     )
-    told = newest.totals
     # Each switch of capture is counted by the services that saw it: the sum must not sink below either.
     switches = max(base.totals.switches, more.totals.switches)
-    switches += switches % 2 != told.switches % 2
+    switches += switches % 2 != (latest.state == "disabled")
     former = max(base.totals.former_tokens, more.totals.former_tokens)
     if former:  # what the base lacked may be of former starts
         former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))

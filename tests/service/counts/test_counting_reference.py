@@ -92,11 +92,9 @@ def stories(draw: st.DrawFn) -> Story:
         begin = 100.0 + draw(st.sampled_from([0, 0, 1, 10, 30, 60]))
         epoch = EPOCH + number + draw(st.sampled_from([0, -600, 600])) * S
         count, ends = draw(st.integers(1, 4)), draw(st.booleans())
-        version = 0
         up, dp_size = 0, draw(st.sampled_from([1, 2]))
         for seq in range(1, count + 1):
             up += draw(st.sampled_from([1, 9, 16, 40]))
-            version += draw(st.sampled_from([0, 0, 0, 1]))
             made = frame(
                 {0: [2 * seq, 2 * number]},
                 who=producer(host=f"h{number}", pid=number, dp_size=dp_size),
@@ -105,7 +103,6 @@ def stories(draw: st.DrawFn) -> Story:
                 after_s=up,
                 uptime_ns=up * S,
                 decode={0: [seq, number]},
-                weights_version=version,
                 state=draw(st.sampled_from(["counting", "disabled"])),
                 ended=ends and seq == count,
             )
@@ -220,3 +217,31 @@ def test_what_may_be_of_former_weights_is_told_alike() -> None:
     found = merge_accounts(one, other, MAX_EPOCHS).totals.weights
     assert found == merge_accounts(other, one, MAX_EPOCHS).totals.weights
     assert found.tokens == 2
+
+
+def test_switches_of_capture_do_not_rise_by_telling_each_other() -> None:
+    """The start that counts is disabled, and an older one that some services heard alone is not."""
+
+    def told(number: int, seq: int, state: str) -> Frame:
+        counts, up = {0: [2 * seq, 2 * number]}, seq * S
+        who = producer(host=f"h{number}", pid=number)
+        decode = {0: [seq, number]}
+        return frame(counts, who=who, epoch=EPOCH + number, seq=seq, uptime_ns=up, decode=decode, state=state)
+
+    newer, older, late = told(1, 1, "disabled"), told(0, 2, "counting"), told(0, 1, "counting")
+    story = Story()
+    for at, service, made in (
+        (111.0, 0, newer),
+        (111.0, 1, newer),
+        (112.0, 1, older),
+        (112.0, 2, older),
+        (114.0, 0, late),
+    ):
+        story.send(at, service, made)
+    states = story.states
+    found = []
+    for _ in range(4):
+        for one, other in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
+            states[one] = merge_accounts(states[one], states[other], MAX_EPOCHS)
+        found.append([state.totals.switches for state in states])
+    assert found[1:] == [[3, 3, 3]] * 3
