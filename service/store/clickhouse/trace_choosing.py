@@ -186,6 +186,8 @@ def _one_of(traces: Sequence[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
             names.append(name)
             arrays.append(f"{{took_{name}:Array({kind})}}")
             asked[f"took_{name}"] = list(values)
-    if names:
+    if len(names) == 1:  # what has one column is no tuple
+        clauses.append(f"{names[0]} IN {arrays[0]}")
+    elif names:
         clauses.append(f"({', '.join(names)}) IN arrayZip({', '.join(arrays)})")
     return f"({' AND '.join(clauses)})", asked
