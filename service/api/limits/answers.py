@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
+from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from moescope.service.api.problems import respond
 
 NO_STORE: Final = "no-store"
 
@@ -17,6 +21,7 @@ class Answers:
     type than it is. HEAD is answered as GET without the body, also where that would have no end. A request
     whose body is larger than any that is taken, or has no declared end, and that was answered before all of
     it was read, is the last one of its connection: what follows would be read for as long as it comes.
+    A request that the service waits for no longer as it ends is answered 503.
 
     Args:
         app: what answers.
@@ -34,7 +39,14 @@ class Answers:
             return
         one = _Exchange(receive, send, scope["method"] == "HEAD", self._without_end(Headers(scope=scope)))
         inner = {**scope, "method": "GET", "moescope.head": True} if one.head else scope
-        await self._app(inner, one.receive, one.send)
+        try:
+            await self._app(inner, one.receive, one.send)
+        except asyncio.CancelledError:  # by the server, when it ends: nobody else cancels
+            if not one.begun:
+                answer = respond(
+                    Request(scope), 503, "ending", "The service ends", "It waits no longer. Ask again."
+                )
+                await answer(scope, receive, send)
 
     def _without_end(self, headers: Headers) -> bool:
         """Whether a request's body is longer than would be read to its end, or may be."""
@@ -52,6 +64,7 @@ class _Exchange:
         self._send = send
         self._unread = unread
         self._over = False
+        self.begun = False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -63,6 +76,7 @@ class _Exchange:
         if self._over:
             return
         if message["type"] == "http.response.start":
+            self.begun = True
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             headers.setdefault("cache-control", NO_STORE)
             headers["x-content-type-options"] = "nosniff"

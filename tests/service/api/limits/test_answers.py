@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from moescope.service.api.app import create_app
+from moescope.service.api.limits.answers import Answers
 from moescope.service.settings import Settings
 from tests.service.conftest import Service
 from tests.service.frames import frame
@@ -78,3 +82,29 @@ def test_a_declared_length_that_nobody_reads_ends_the_connection(service: Servic
 
 def test_every_path_is_one_of_an_application_without_redirects() -> None:
     assert create_app(Settings(port=0)).router.redirect_slashes is False
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_who_waits_when_the_service_ends_is_told_so_and_the_log_is_not(begins: bool) -> None:
+    """The server cancels what it waits for no longer, and would log a traceback of each."""
+    sent: list[Message] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ended() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/v1/ranks", "headers": []}
+        task = asyncio.ensure_future(Answers(app, 1)(scope, asyncio.Event().wait, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    asyncio.run(ended())
+    assert sent[0]["status"] == (200 if begins else 503)
+    if not begins:
+        assert json.loads(sent[1]["body"])["type"] == "urn:moescope:problem:ending"
