@@ -165,7 +165,7 @@ def test_rates_over_a_restart_are_those_of_the_fleet(tmp_path: Path) -> None:
                 for name in VARIANTS:
                     true = RANKS * PER_S * each * (last[name] - first[name])
                     # A scrape at either end, each up to a scrape and a frame from where it is thought to be.
-                    a_scrape = RANKS * PER_S * each * 4 * SCRAPE_S
+                    a_scrape = RANKS * PER_S * each * 6 * SCRAPE_S
                     lost = 0.0 if name == "store" else RANKS * PER_S * each * (away + 2 * SCRAPE_S)
                     assert true - a_scrape - lost < rises[name] < true + a_scrape, (name, family, away)
 
