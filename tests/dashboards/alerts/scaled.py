@@ -103,11 +103,9 @@ def write_past(folder: Path, series: str, value: float, clock: FastClock) -> Non
 
 
 @contextmanager
-def prometheus(
-    targets: list[str], alertmanager: str, folder: Path, clock: FastClock, rules: Path = RULES
-) -> Iterator[Prometheus]:
+def prometheus(targets: list[str], alertmanager: str, folder: Path, clock: FastClock) -> Iterator[Prometheus]:
     """Scrapes services each minute there, as job ``moescope`` of cluster ``test``, with scaled rules."""
-    for path in rules.glob("*.yml"):
+    for path in RULES.glob("*.yml"):
         (folder / path.name).write_text(scaled(path.read_text(), clock.scale))
     minute, half = (f"{round(1000 * clock.minutes(count))}ms" for count in (1, 0.5))
     config = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
 from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus
-from tests.dashboards.live import RULES, Prometheus
+from tests.dashboards.live import Prometheus
 
 ROUND_S = 60.0
 SENDERS = 4
@@ -129,8 +129,6 @@ def world(
     clock: FastClock,
     folder: Path,
     others: tuple[str, ...] = (),
-    rules: Path = RULES,
-    configured: Callable[[str, float], str] = alertmanager_config,
 ) -> Iterator[World]:
     """Everything around a service with this clock.
 
@@ -139,13 +137,13 @@ def world(
         clock: the service's.
         folder: for files of Prometheus and Alertmanager.
         others: addresses of further services that are scraped.
-        rules: folder of the rules.
-        configured: the configuration of Alertmanager for a receiver's address, at a clock's scale.
     """
     with ExitStack() as stack:
         receiver = stack.enter_context(closing(Receiver()))
-        address = stack.enter_context(running_alertmanager(configured(receiver.url, clock.scale), folder))
+        address = stack.enter_context(
+            running_alertmanager(alertmanager_config(receiver.url, clock.scale), folder)
+        )
         targets = [urlsplit(each).netloc for each in (url, *others)]
-        running = stack.enter_context(prometheus(targets, address, folder, clock, rules))
+        running = stack.enter_context(prometheus(targets, address, folder, clock))
         deployments = stack.enter_context(Deployments(url, clock))
         yield World(deployments, running, receiver, clock)
