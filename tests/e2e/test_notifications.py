@@ -1,7 +1,7 @@
 """Each cause that the simulator plants is one notification at a real webhook, and clears.
 
 Real here: the services, Prometheus with the shipped rules, Alertmanager with the shipped configuration, HTTP.
-An hour takes a minute (see `scaled`). Only the day before, with which `MoescopeNewDeadExperts` compares, is
+An hour takes minutes (see `scaled`). Only the day before, with which `MoescopeNewDeadExperts` compares, is
 written into Prometheus before it starts.
 """
 

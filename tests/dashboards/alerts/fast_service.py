@@ -2,7 +2,7 @@
 
 ``python -m tests.dashboards.alerts.fast_service BEGAN SCALE SETTINGS`` prints its address and runs until
 its input ends. One process that both computes what all fleets do and takes their frames is too slow for an
-hour in a minute. With ``BROKEN_PART`` as last word one part of the metrics fails, which can't be caused
+hour in minutes. With ``BROKEN_PART`` as last word one part of the metrics fails, which can't be caused
 otherwise.
 """
 

@@ -1,7 +1,8 @@
 """Plays causes: all is well, each goes wrong, each is mended once somebody was told of it.
 
-The rules want tokens every three minutes. A machine that has too much to do for that sees other alerts than
-production, so a play that was too fast for it says so, and is begun again at half the pace.
+The rules want tokens in three minutes, of which they may see two scrapes only: there must be a frame between
+any two. A machine that has too much to do for that sees other alerts than production, so a play that was too
+fast for it says so, and is begun again at half the pace.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ HEAD_START_MINUTES: Final = 6
 """While all is well: more than the five minutes that drift looks at."""
 AFTER_MINUTES: Final = 8
 """At the end: longer than Alertmanager waits before it tells of what is new in a group."""
-LONGEST_MINUTES: Final = 2
-"""From a frame of a deployment to its next: with a minute to scrape it and to look at it that makes three."""
+LONGEST_MINUTES: Final = 1
+"""From a frame of a deployment to its next: what lies between two scrapes."""
 
 
 class TooFastError(Exception):

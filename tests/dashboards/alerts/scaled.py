@@ -1,4 +1,4 @@
-"""An hour in a minute, or in eight: rules, Alertmanager and the service's clock, all alike.
+"""An hour in one minute and a half, or in eight: rules, Alertmanager and the service's clock, all alike.
 
 Each duration of the rules and of Alertmanager's configuration is divided by the clock's scale, and the
 service's clock runs so many times as fast. So the order of events is that of production: an alert which waits
@@ -32,10 +32,10 @@ SLOWEST: Final = 8
 
 
 def guessed_scale() -> int:
-    """60, or less on a machine that has much else to do, where seconds must not be a quarter of an hour."""
+    """40, or less on a machine that has much else to do, where seconds must not be a quarter of an hour."""
     running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
     load = max(os.getloadavg()[0], running, 0.1)
-    return max(15, min(60, round(60 * (os.cpu_count() or 1) / load)))
+    return max(15, min(40, round(60 * (os.cpu_count() or 1) / load)))
 
 
 class FastClock:

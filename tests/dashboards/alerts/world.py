@@ -1,4 +1,4 @@
-"""Deployments with planted causes, Prometheus, Alertmanager and who is notified: an hour in a minute."""
+"""Deployments with planted causes, Prometheus, Alertmanager and who is notified: an hour in minutes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.dashboards.alerts.alertmanager import Notification, Receiver, running
 from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus
 from tests.dashboards.live import Prometheus
 
-ROUND_S = 60.0
+ROUND_S = 30.0
+"""From frame to frame of each worker, there: so that there is one between any two scrapes, a minute apart."""
 SENDERS = 4
 """That send at a time: on a busy machine each answer is waited for, however little work it is."""
 
